@@ -1,0 +1,93 @@
+"""The protocol every training engine's adapter fulfils."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from primus.config.experiment import Experiment
+from primus.events.types import Event
+from primus.plan.plan import Patch, Plan, PlannedData, Topology
+
+NativeConfig = dict[str, Any]
+"""JSON-ready configuration of one engine, as its worker understands it."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do; the planner refuses the rest before anything starts."""
+
+    workflows: frozenset[str]
+    model_types: frozenset[str]
+    parallel_axes: frozenset[str]
+    precisions: dict[str, frozenset[str]]
+    """Device kind (cpu, cuda, rocm) -> precisions."""
+    unsupported: dict[str, str] = field(default_factory=dict)
+    """Dotted portable key, or ``key=value`` -> why it cannot be honoured."""
+
+
+@dataclass(frozen=True)
+class NativeKey:
+    """One key of the engine's own configuration. ``portable`` names the portable key that sets it, if any: setting
+    such a key natively is an error that points there."""
+
+    type: str
+    default: Any = None
+    choices: tuple[Any, ...] = ()
+    description: str = ""
+    portable: str | None = None
+
+
+@dataclass(frozen=True)
+class NativeSchema:
+    """Snapshot of the engine's configuration: dotted key -> NativeKey, for exactly these package versions."""
+
+    engine: dict[str, str]
+    keys: dict[str, NativeKey]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a worker process knows about its run. Made by ``primus.runtime.worker``."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    run_directory: Path
+    attempt_directory: Path
+    attempt: int
+    emit: Callable[[Event], None]
+    stop_requested: Callable[[], bool]
+    """This process was asked to stop. Not collective: a backend agrees on it across ranks at a step boundary."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How ``run`` ended. reason: ``complete`` or ``stopped``."""
+
+    reason: Literal["complete", "stopped"]
+    step: int
+
+
+@runtime_checkable
+class Backend(Protocol):
+    name: str
+    environment: str
+    processes: Literal["torchrun", "plain"]
+
+    def capabilities(self) -> Capabilities: ...
+
+    def native_schema(self) -> NativeSchema: ...
+
+    def plan(
+        self, experiment: Experiment, topology: Topology, data: PlannedData
+    ) -> tuple[NativeConfig, dict[str, str], tuple[Patch, ...]]:
+        """Translate. Pure and without heavy imports. Returns the native config, extra environment variables of the
+        ranks, and the patches the worker will apply. Raises PlanError for what cannot be honoured."""
+        ...
+
+    def run(self, plan: Plan, session: Session) -> Result:
+        """Train. The only place with heavy imports. Called once in every worker process."""
+        ...
