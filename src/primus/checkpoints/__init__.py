@@ -1,0 +1,1 @@
+"""Checkpoints on disk: manifest, listing, integrity, retention; Hugging Face in and out."""

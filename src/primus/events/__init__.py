@@ -1,0 +1,1 @@
+"""What a run reports: event types, the bus that writes them, and their readers."""
