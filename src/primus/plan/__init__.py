@@ -1,0 +1,1 @@
+"""Experiment + machine -> Plan. Pure arithmetic: nothing here imports torch, numpy or an engine."""
