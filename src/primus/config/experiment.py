@@ -6,15 +6,38 @@ frozen. Model fields carry the names of Hugging Face's ``config.json``. Batch si
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from primus.config.units import seconds
+
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a value must be, in plain words, where its type does not say it."""
+
+    text: str
+
+
+def _duration(text: str) -> str:
+    seconds(text)
+    return text
+
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128),
+    Words("letters, digits, '.', '_' and '-' (at most 128), beginning with a letter or digit"),
+]
+Duration = Annotated[str, AfterValidator(_duration), Words("a duration with its unit, such as 90s, 10m or 1h30m")]
 
 Workflow = Literal["pretrain"]
 Precision = Literal["fp32", "bf16", "fp8"]
@@ -182,13 +205,13 @@ class Monitor(Section):
 
 class Resilience(Section):
     max_restarts: NonNegativeInt = Field(0, description="Times the processes are started again after a failure that a restart can mend.")
-    hang_timeout: str = Field("10m", description="A step (or collective) that takes longer counts as a failure, e.g. `90s`, `10m`, `1h`.")
+    hang_timeout: Duration = Field("10m", description="A step (or collective) that takes longer counts as a failure, e.g. `90s`, `10m`, `1h`.")
 
 
 class Experiment(Section):
     """A whole experiment. Sections named after a backend hold that engine's own keys."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and of its directory under `runs/`.")
+    name: Name = Field(description="Name of the run and of its directory under `runs/`.")
     backend: str = Field("torchtitan", description="Training engine.")
     hardware: Hardware = Field(description="The machine; `extends: [hardware/NAME]` fills it.")
     model: Model = Field(description="Architecture and start.")

@@ -1,0 +1,78 @@
+"""``${VAR}`` and ``${VAR:default}`` in values, from the environment of the launching machine.
+
+A value that is one interpolation and nothing else is read again as a scalar, so ``steps: ${STEPS:100}`` is a number.
+An empty variable counts as unset. ``$${`` writes a literal ``${``. Results are not searched for further variables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from primus.config.document import Entry, Node
+from primus.config.scalars import Scalar, resolve
+from primus.errors import Problem
+
+_REFERENCE = re.compile(r"\$\$\{|\$\{(?P<body>[^{}]*)\}|\$\{")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIALS?)\Z", re.IGNORECASE)
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable of this name usually holds a secret, which must not end up in a plan or a report."""
+    return _SECRET.search(name) is not None
+
+
+def interpolate(node: Node, environment: Mapping[str, str], problems: list[Problem]) -> Node:
+    """`node` with every reference replaced; what cannot be replaced is appended to `problems`."""
+    value = node.value
+    if isinstance(value, dict):
+        entries = {key: Entry(entry.key, interpolate(entry.node, environment, problems)) for key, entry in value.items()}
+        return replace(node, value=entries)
+    if isinstance(value, list):
+        return replace(node, value=[interpolate(item, environment, problems) for item in value])
+    if not isinstance(value, str) or "${" not in value:
+        return node
+
+    def substitute(match: re.Match[str]) -> str:
+        if match[0] == "$${":
+            return "${"
+        found = _look_up(match["body"], environment)
+        if isinstance(found, str):
+            return found
+        problems.append(node.mark.problem(*found))
+        return ""
+
+    before = len(problems)
+    text = _REFERENCE.sub(substitute, value)
+    whole = _REFERENCE.fullmatch(value)
+    if whole is None or whole[0] == "$${" or len(problems) > before:
+        return replace(node, value=text, text=text)
+    typed: Scalar = text
+    try:
+        typed = resolve(text)
+    except ValueError as error:
+        problems.append(node.mark.problem(f"{value} gives '{text[:40]}': {error}"))
+    return replace(node, value=typed, text=text, interpolated=True)
+
+
+def _look_up(body: str | None, environment: Mapping[str, str]) -> str | tuple[str, str]:
+    """The text a reference stands for, or (message, remedy)."""
+    if body is None:
+        return "'${' is not closed, or holds another '${'", "write ${NAME} or ${NAME:default}; $${ is a literal ${"
+    name, colon, default = body.partition(":")
+    if not _NAME.match(name):
+        return f"'{name}' is not the name of a variable", "write ${NAME} or ${NAME:default}; $${ is a literal ${"
+    if default.startswith("-"):
+        return f"'${{{body}}}': ':-' is the shell's way", f"write ${{{name}:{default[1:]}}}"
+    if is_secret(name):
+        return (
+            f"'{name}' looks like a secret, and values are written into plan.json and report.html",
+            "leave it out: the ranks inherit the environment that you launch from",
+        )
+    found = environment.get(name, "")
+    if not found and not colon:
+        state = "is empty" if name in environment else "is not set"
+        return f"the environment variable '{name}' {state}", f"set it, or give a default: ${{{name}:default}}"
+    return found or default

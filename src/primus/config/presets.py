@@ -1,0 +1,162 @@
+"""``extends``: finding presets and laying them under a file.
+
+A built-in preset is ``AXIS/NAME`` and stands in ``primus/presets/AXIS/NAME.yaml``; a name that ends in ``.yaml`` is a
+file beside the one that names it. A preset is a partial experiment and may extend others itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from primus.config.document import Node, parse
+from primus.config.interpolate import interpolate
+from primus.config.merge import merge
+from primus.config.source import Mark, Source
+from primus.errors import ConfigError, Problem
+
+AXES = ("models", "hardware", "recipes")
+SECTION_OF_AXIS = {"models": "model", "hardware": "hardware"}
+"""Axes whose presets fill one section as a whole: a later one replaces what an earlier one set."""
+
+
+@cache
+def root() -> Path:
+    """The directory of the built-in presets."""
+    return Path(str(files("primus").joinpath("presets")))
+
+
+def available(axis: str | None = None) -> list[str]:
+    """Names of the built-in presets, as ``extends`` takes them."""
+    axes = (axis,) if axis else AXES
+    return [f"{name}/{path.stem}" for name in axes for path in sorted((root() / name).glob("*.yaml"))]
+
+
+def read_text(path: Path, shown: str, named_at: Mark | None = None) -> str:
+    """The text of a YAML file. Raises ConfigError naming `named_at`, else the file, when it cannot be read."""
+
+    def fail(message: str, remedy: str = "") -> ConfigError:
+        return ConfigError(problems=[named_at.problem(message, remedy) if named_at else Problem(shown, message, remedy)])
+
+    try:
+        if path.is_dir():
+            inside = sorted(item.name for item in path.glob("*.yaml"))
+            raise fail(f"{shown} is a directory", f"name a file in it: {', '.join(inside[:5])}" if inside else "name a YAML file")
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        beside = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
+        hint = f"did you mean {path.with_name(close[0]) if named_at is None else close[0]}?" if close else "check the path"
+        raise fail(f"there is no file {shown}", hint) from None
+    except (OSError, ValueError) as error:
+        raise fail(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise fail(f"{shown} is UTF-16", "save it as UTF-8")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = raw[: error.start]
+        line = before.count(b"\n") + 1
+        column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8", "replace")) + 1
+        byte = raw[error.start]
+        raise ConfigError(f"byte 0x{byte:02x} is not UTF-8", where=f"{shown}:{line}:{column}", remedy="save the file as UTF-8") from None
+
+
+class Loader:
+    """Reads one file with all that it extends."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = environment
+        self.problems: list[Problem] = []
+
+    def read(self, path: Path, source: Source, text: str) -> Node:
+        """The file alone, interpolated. Raises ConfigError when it is no map."""
+        tree = parse(text, source)
+        if tree is None:
+            raise ConfigError(f"{source.place} is empty", where=source.place, remedy="see examples/quickstart.yaml for an experiment")
+        if not isinstance(tree.value, dict):
+            raise ConfigError(problems=[tree.mark.problem("the file must hold `key: value` lines", "see examples/quickstart.yaml for an experiment")])
+        return interpolate(tree, self.environment, self.problems)
+
+    def expand(self, tree: Node, directory: Path, chain: tuple[Path, ...], extra: Node | None = None) -> Node:
+        """`tree` laid over the presets it extends; `extra` (another ``extends``) comes after its own."""
+        assert isinstance(tree.value, dict)
+        entries = dict(tree.value)
+        entry = entries.pop("extends", None)
+        own = replace(tree, value=entries)
+        result: Node | None = None
+        for group in (entry.node if entry else None, extra):
+            axes: dict[str, str] = {}
+            for name, mark in self._names(group) if group else ():
+                preset = self._preset(name, mark, directory, chain)
+                if preset is None:
+                    continue
+                axis = name.partition("/")[0]
+                section = SECTION_OF_AXIS.get(axis)
+                if section and axis in axes:
+                    self.problems.append(mark.problem(f"two presets of {axis}: {axes[axis]} and {name}", "keep one"))
+                axes[axis] = name
+                if result is not None and section:
+                    result = _without(result, section)
+                result = merge(result, preset) if result else preset
+        return merge(result, own) if result else own
+
+    def _names(self, node: Node) -> list[tuple[str, Mark]]:
+        items = node.value if isinstance(node.value, list) else [node]
+        found = []
+        for item in items:
+            if isinstance(item, Node) and isinstance(item.value, str):
+                found.append((item.value, item.mark))
+            elif node.value is not None:
+                self.problems.append(node.mark.problem("`extends` takes the names of presets", "write extends: [models/NAME, hardware/NAME]"))
+                return []
+        return found
+
+    def _preset(self, name: str, mark: Mark, directory: Path, chain: tuple[Path, ...]) -> Node | None:
+        path = directory / name if name.endswith((".yaml", ".yml")) else root() / f"{name}.yaml"
+        built_in = not name.endswith((".yaml", ".yml"))
+        if built_in and name not in available():
+            self.problems.append(mark.problem(*_unknown(name, directory)))
+            return None
+        shown = str(path)
+        try:
+            resolved = path.resolve()
+            if resolved in chain:
+                route = " -> ".join(item.name for item in (*chain[chain.index(resolved) :], resolved))
+                self.problems.append(mark.problem(f"`extends` goes in a circle: {route}", "remove one of them"))
+                return None
+            text = read_text(path, shown, mark)
+            source = Source("preset", name if built_in else shown, shown, tuple(text.splitlines()))
+            tree = self.read(path, source, text)
+        except ConfigError as error:
+            self.problems.extend(error.problems)
+            return None
+        return self.expand(tree, path.parent, (*chain, resolved))
+
+
+def _without(tree: Node, section: str) -> Node:
+    assert isinstance(tree.value, dict)
+    return replace(tree, value={key: entry for key, entry in tree.value.items() if key != section})
+
+
+def _unknown(name: str, directory: Path) -> tuple[str, str]:
+    """Message and remedy for a preset that does not exist."""
+    known = available()
+    lowered = {item.lower(): item for item in known}
+    tails = {item.partition("/")[2].lower(): item for item in known}
+    wanted = name.lower()
+    close = lowered.get(wanted) or tails.get(wanted.rpartition("/")[2])
+    if close is None:
+        near = difflib.get_close_matches(wanted, lowered, n=1, cutoff=0.7)
+        near_tail = difflib.get_close_matches(wanted.rpartition("/")[2], tails, n=1, cutoff=0.6)
+        close = lowered[near[0]] if near else tails[near_tail[0]] if near_tail else None
+    axis = name.partition("/")[0]
+    listed = available(axis) if axis in AXES else known
+    hint = f"did you mean {close}? " if close else ""
+    if (directory / f"{name}.yaml").is_file():
+        hint = f"for your own file write {name}.yaml. "
+    return f"there is no preset '{name}'", f"{hint}known: {', '.join(listed) or 'none'}"
