@@ -1,0 +1,55 @@
+"""Pins requirements/*.in into *.lock: ``make lock``, with the pip and the indexes the user has configured.
+
+A lock lists the whole closure as ``name==version``, without hashes and without local versions (``+cpu``, ``+rocm``):
+which build of torch is installed is the choice of whoever installs it. Its first line carries a hash of the rest,
+which names the environments made from it, so that finding one needs no hashing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# From the largest to the smallest, each constrained by the one before: a package has one version in all of them.
+ORDER = ("dev", "torch", "launcher")
+# Builds that plain Linux wheels of torch drag in; another build has none or others.
+BUILD_SPECIFIC = re.compile(r"^(nvidia-|cuda-|triton$|pytorch-triton|pip$)")
+
+
+def resolve(name: str, constraints: Path | None) -> list[str]:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
+    command += ["-r", str(HERE / f"{name}.in")]
+    if constraints:
+        command += ["-c", str(constraints)]
+    report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    pins = set()
+    for item in report["install"]:
+        metadata = item["metadata"]
+        package = re.sub(r"[-_.]+", "-", metadata["name"]).lower()
+        if not BUILD_SPECIFIC.match(package):
+            pins.add(f"{package}=={metadata['version'].partition('+')[0]}")
+    return sorted(pins)
+
+
+def write(name: str, pins: list[str]) -> Path:
+    body = f"# Made by `make lock` from {name}.in; do not edit.\n" + "".join(f"{pin}\n" for pin in pins)
+    path = HERE / f"{name}.lock"
+    path.write_text(f"# {hashlib.sha256(body.encode()).hexdigest()[:12]}\n{body}", encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    constraints: Path | None = None
+    for name in ORDER:
+        pins = resolve(name, constraints)
+        constraints = write(name, pins)
+        sys.stderr.write(f"{constraints.name}: {len(pins)} packages\n")
+
+
+if __name__ == "__main__":
+    main()

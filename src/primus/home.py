@@ -1,0 +1,19 @@
+"""Where Primus keeps what it makes for a user: environments, downloaded models, the embedded dataset, crash reports."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from primus.errors import EnvironmentFault
+
+
+def primus_home() -> Path:
+    """``$PRIMUS_HOME``, else ``$XDG_CACHE_HOME/primus``, else ``~/.cache/primus``. The directory may not exist yet."""
+    chosen = os.environ.get("PRIMUS_HOME")
+    if chosen:
+        return Path(chosen).absolute()
+    cache = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") and os.path.join(os.environ["HOME"], ".cache"))
+    if not cache:
+        raise EnvironmentFault("neither PRIMUS_HOME nor HOME is set", remedy="set PRIMUS_HOME to a writable directory")
+    return Path(cache, "primus").absolute()

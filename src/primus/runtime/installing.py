@@ -1,0 +1,165 @@
+"""Making one environment from its lock: a virtual environment, pip, and a person who sees how far it is."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from primus.errors import EnvironmentFault
+from primus.runtime.pins import Lock, normalized
+
+STAMP = "complete"
+
+# What pip and venv say when they fail -> cause and remedy. The first that matches is shown.
+CAUSES = (
+    (r"No space left on device|Disk quota exceeded", "the disk is full", "free some space, or set PRIMUS_HOME to a larger disk"),
+    (r"ensurepip is not\s+available|No module named '?(venv|ensurepip)", "this Python comes without its venv module",
+     "install it (on Debian and Ubuntu: apt install python3-venv), or set PRIMUS_PYTHON to another Python"),
+    (r"Permission denied|Read-only file system", "the directory cannot be written", "set PRIMUS_HOME to a writable directory"),
+    (r"NewConnectionError|Temporary failure in name resolution|Name or service not known|Connection refused|timed out"
+     r"|Network is unreachable|ProxyError|ConnectionResetError|Failed to establish",
+     "the package index cannot be reached", "connect to the network, or point pip at a mirror (PIP_INDEX_URL)"),
+    (r"SSLError|CERTIFICATE_VERIFY_FAILED", "the package index's certificate is not trusted", "set PIP_CERT to the right bundle"),
+    (r"No matching distribution found for (\S+)|Could not find a version that satisfies the requirement (\S+)",
+     "the package index has no such version for this Python and machine", "check pip's index configuration (pip config list)"),
+)
+
+
+@contextmanager
+def exclusive(path: Path, waiting: str, out: TextIO) -> Iterator[int]:
+    """Hold the lock file `path`; says `waiting` on `out` when another process has it. Yields the descriptor."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            out.write(waiting + "\n")
+            out.flush()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def install(lock: Lock, directory: Path, name: str, out: TextIO) -> None:
+    """Make `directory` an environment with exactly the lock's packages, marked complete at the very end.
+
+    Two processes may ask at once: the second waits and finds it made. What a killed one left is made again.
+    Raises EnvironmentFault naming the cause and the remedy; nothing half-made stays.
+    """
+    log = directory.with_name(directory.name + ".log")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(directory.with_name(directory.name + ".lock"), f"another process is making {directory}: waiting", out) as held:
+            if (directory / STAMP).exists() and (directory / "bin" / "python").exists():
+                return
+            shutil.rmtree(directory, ignore_errors=True)
+            try:
+                _install(lock, directory, name, out, log, held)
+            except BaseException:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise _fault(name, directory, f"{error.strerror}: {error.filename or directory}", None) from error
+
+
+def _install(lock: Lock, directory: Path, name: str, out: TextIO, log: Path, held: int) -> None:
+    began = time.monotonic()
+    progress = Progress(out, len(lock.pins))
+    out.write(f"Making the {name} environment, once: {len(lock.pins)} packages into {directory}\n")
+    # -I: what the user has on PYTHONPATH or in the user site must not look like an installed package to pip.
+    _run([sys.executable, "-I", "-m", "venv", str(directory)], name, directory, log, held, progress)
+    python = str(directory / "bin" / "python")
+    pip = [python, "-I", "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "-r", str(lock.path)]
+    version = next(directory.glob("lib/python3.*/site-packages/pip-*.dist-info")).name.split("-")[1]
+    raw = tuple(int(part) for part in version.split(".")[:2]) >= (24, 1)
+    _run([*pip, "--progress-bar", "raw" if raw else "off"], name, directory, log, held, progress)
+    (directory / STAMP).write_text(f"{lock.digest}\n", encoding="utf-8")
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and not file.is_symlink())
+    progress.close(f"The {name} environment is ready: {size / 1e6:,.0f} MB in {time.monotonic() - began:.0f} s")
+
+
+def _run(command: list[str], name: str, directory: Path, log: Path, held: int, progress: Progress) -> None:
+    """Run `command`, its output into the log and the progress line. The child keeps the lock: were this process
+    killed, nobody could start another installation beside pip."""
+    lines: list[str] = []
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with log.open("a", encoding="utf-8") as file:
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", pass_fds=(held,), env=environment
+        )
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                if not line.startswith("Progress "):
+                    file.write(line)
+                    lines.append(line)
+                progress.show(line)
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            child.wait()
+    if child.returncode:
+        progress.close("")
+        raise _fault(name, directory, "".join(lines), log)
+
+
+def _fault(name: str, directory: Path, said: str, log: Path | None) -> EnvironmentFault:
+    where = f"; pip's own words: {log}" if log else ""
+    for pattern, cause, remedy in CAUSES:
+        if match := re.search(pattern, said):
+            what = next((f" ({group})" for group in match.groups() if group), "")
+            return EnvironmentFault(f"the {name} environment cannot be made in {directory}: {cause}{what}", remedy=f"{remedy}{where}")
+    last = next((line for line in reversed(said.splitlines()) if line.strip()), "no output")
+    return EnvironmentFault(f"the {name} environment cannot be made in {directory}: {last.strip()}", remedy=f"mend the cause and run again{where}")
+
+
+class Progress:
+    """One line that is rewritten on a terminal; elsewhere a line every ten seconds."""
+
+    def __init__(self, out: TextIO, packages: int) -> None:
+        self.out, self.packages = out, packages
+        self.terminal = out.isatty()
+        self.seen: set[str] = set()
+        self.current, self.size = "preparing", ""
+        self.began = self.shown = time.monotonic()
+
+    def show(self, line: str) -> None:
+        words = line.split()
+        if line.startswith("Collecting ") and len(words) > 1:
+            package = re.split(r"[=<>!~\[;]", words[1])[0]
+            self.seen.add(normalized(package))
+            self.current, self.size = package, ""
+        elif words[:1] == ["Downloading"] and (match := re.search(r"\(([^)]*B)\)", line)):
+            self.size = match[1]
+        elif words[:1] == ["Progress"] and len(words) == 4 and words[3] != "0":
+            self.size = f"{int(words[1]) / 1e6:.0f} of {int(words[3]) / 1e6:.0f} MB"
+        elif line.startswith("Installing collected"):
+            self.current, self.size = "unpacking", ""
+        elif "Retrying" in line:
+            self.current, self.size = "the package index does not answer, retrying", ""
+        now = time.monotonic()
+        if now - self.shown < (0.1 if self.terminal else 10):
+            return
+        self.shown = now
+        text = f"  {min(len(self.seen), self.packages)}/{self.packages} {self.current} {self.size} {now - self.began:.0f} s".replace("  ", " ")
+        if self.terminal:
+            width = shutil.get_terminal_size().columns - 1
+            self.out.write(f"\r\x1b[K {text[:width - 1]}")
+        else:
+            self.out.write(f" {text}\n")
+        self.out.flush()
+
+    def close(self, text: str) -> None:
+        self.out.write(("\r\x1b[K" if self.terminal else "") + (f"{text}\n" if text else ""))
+        self.out.flush()
