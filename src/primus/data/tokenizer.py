@@ -1,0 +1,149 @@
+"""Tokenizer files: where they are, what identifies them, which token ends a document. Standard library only."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from primus.errors import DataError
+
+COMMON_EOD = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "<|im_end|>")
+COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+"""Files saved with a tokenizer.json that carry what it lacks: names of the special tokens, the chat template."""
+# truncation and padding are settings of a call, post_processor wraps single prompts, version is the file's own
+NOT_CONTENT = frozenset({"version", "truncation", "padding", "post_processor", "decoder"})
+
+
+def content_hash(text: bytes) -> str:
+    """xxh3-128 of what decides the ids in a ``tokenizer.json``, indifferent to formatting and key order."""
+    content = json.loads(text)
+    kept = {key: value for key, value in content.items() if key not in NOT_CONTENT}
+    return xxhash.xxh3_128_hexdigest(
+        json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    )
+
+
+class TokenizerFiles:
+    """A directory with ``tokenizer.json`` and perhaps its companions.
+
+    known: (file hash, content hash) of a manifest; saves parsing a large file when its bytes are still the same.
+    """
+
+    def __init__(self, directory: Path, known: tuple[str, str] | None = None) -> None:
+        self.directory = directory
+        self._known = known
+
+    @property
+    def path(self) -> Path:
+        return self.directory / "tokenizer.json"
+
+    @cached_property
+    def text(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", where=str(self.path)) from error
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The parsed file. Raises DataError when it is not a tokenizer."""
+        try:
+            content = json.loads(self.text)
+        except ValueError as error:
+            raise DataError(
+                f"is not valid JSON: {error}", where=str(self.path), remedy="fetch or save it again"
+            ) from error
+        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+            raise DataError("is not a tokenizer.json: it has no `model`", where=str(self.path))
+        return content
+
+    @cached_property
+    def file_hash(self) -> str:
+        return xxhash.xxh3_128_hexdigest(self.text)
+
+    @cached_property
+    def hash(self) -> str:
+        """What identifies the tokenizer, see ``content_hash``."""
+        if self._known and self.file_hash == self._known[0]:
+            return self._known[1]
+        return content_hash(self.text if self.content else b"")
+
+    def matches(self, file_hash: str, content: str) -> bool:
+        """Whether this is the tokenizer with these hashes."""
+        return self.file_hash == file_hash or self.hash == content
+
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """Added tokens (specials among them) and their ids."""
+        return {str(token["content"]): int(token["id"]) for token in self.content.get("added_tokens") or ()}
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a token given as text, or of a number written out; None when the vocabulary has no such entry."""
+        if token in self.added_tokens:
+            return self.added_tokens[token]
+        vocabulary = self.content["model"].get("vocab")
+        if isinstance(vocabulary, dict) and token in vocabulary:
+            return int(vocabulary[token])
+        return None
+
+    def eod_token(self) -> str | None:
+        """The token that ends a document: the configured end of sequence, else the first usual name that exists."""
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            configured = _read_object(self.directory / name).get("eos_token")
+            token = configured.get("content") if isinstance(configured, dict) else configured
+            if isinstance(token, str) and self.token_id(token) is not None:
+                return token
+        return next((token for token in COMMON_EOD if self.token_id(token) is not None), None)
+
+    def eod_id(self) -> int | None:
+        token = self.eod_token()
+        return self.token_id(token) if token is not None else None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", where=str(path)) from error
+    return content if isinstance(content, dict) else {}
+
+
+def find_tokenizer(name: str, where: str) -> TokenizerFiles:
+    """The tokenizer called `name`: a directory with ``tokenizer.json``, that file itself, or a Hub id already fetched.
+
+    where: what to point at in an error. Raises DataError.
+    """
+    path = Path(name).expanduser().absolute()
+    if path.is_file() and path.name == "tokenizer.json":
+        path = path.parent
+    if path.is_dir():
+        if not (path / "tokenizer.json").is_file():
+            others = ", ".join(sorted(entry.name for entry in path.iterdir() if "token" in entry.name))
+            raise DataError(
+                f"'{name}' has no tokenizer.json" + (f" (it has {others})" if others else ""),
+                where=where,
+                remedy="save the tokenizer as a fast one: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+            )
+        return TokenizerFiles(path)
+    from primus.data.hub import fetched, is_hub_id
+
+    if is_hub_id(name):
+        found = fetched(name, "tokenizer.json")
+        if found is None:
+            raise DataError(
+                f"the tokenizer of '{name}' has not been fetched from the Hub yet",
+                where=where,
+                remedy=f"primus-cli data fetch {name} --tokenizer",
+            )
+        return TokenizerFiles(found)
+    raise DataError(
+        f"'{name}' is neither a directory nor a Hub id",
+        where=where,
+        remedy="give a directory with tokenizer.json, or a Hub id such as org/name or org/name@revision",
+    )
