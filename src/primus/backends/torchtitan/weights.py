@@ -1,0 +1,126 @@
+"""Where the elements of TorchTitan's tensors live in a Hugging Face checkpoint.
+
+One description serves the random start, the import and the export. TorchTitan stores some weights in another shape or
+order than Hugging Face: query, key and value projections fused and interleaved by key/value head, rotary pairs side by
+side, the experts of a layer in one tensor. Yet every row of a native tensor (all dimensions but the last) lies on a
+straight line in one Hugging Face tensor: it begins at a flat offset and advances by a constant stride. A ``Weight``
+knows these offsets for any set of rows, so that a shard can be filled without its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+Locate = Callable[[Rows], tuple[Rows, Rows]]
+"""Native rows -> (which source, flat offset of the row's first element in it)."""
+
+Start = Literal["normal", "ones", "zeros"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor in a Hugging Face checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One native tensor: `shape` is global, whatever the sharding. `stride` is the distance of neighbouring columns in
+    the source; a tensor of one dimension has as many rows as elements and one column."""
+
+    native: str
+    shape: tuple[int, ...]
+    sources: tuple[Source, ...]
+    locate: Locate
+    stride: int = 1
+    start: Start = "normal"
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1]) if len(self.shape) > 1 else self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+
+def plain(native: str, name: str, *shape: int, start: Start | None = None) -> Weight:
+    """Same shape and order on both sides. Tensors of one dimension start at zero unless told otherwise."""
+    columns = shape[-1] if len(shape) > 1 else 1
+
+    def locate(rows: Rows) -> tuple[Rows, Rows]:
+        return np.zeros_like(rows), rows * columns
+
+    start = start or ("normal" if len(shape) > 1 else "zeros")
+    return Weight(native, shape, (Source(name, shape),), locate, start=start)
+
+
+def norm(native: str, name: str, width: int) -> Weight:
+    return plain(native, name, width, start="ones")
+
+
+def rotary_pairs(native: str, name: str, heads: int, head_dim: int, columns: int) -> Weight:
+    """A query or key projection, [heads * head_dim, columns]. The native rotary embedding turns neighbouring rows (2i,
+    2i + 1) of a head together, Hugging Face's turns rows (i, i + head_dim / 2)."""
+    shape = (heads * head_dim, columns)
+
+    def locate(rows: Rows) -> tuple[Rows, Rows]:
+        head, row = np.divmod(rows, head_dim)
+        pair, second = np.divmod(row, 2)
+        return np.zeros_like(rows), (head * head_dim + second * (head_dim // 2) + pair) * columns
+
+    return Weight(native, shape, (Source(name, shape),), locate)
+
+
+def experts(native: str, name: str, count: int, out_features: int, in_features: int) -> Weight:
+    """Native [count, out, in]; one Hugging Face tensor [out, in] an expert, `name` holding ``{}`` for its number."""
+
+    def locate(rows: Rows) -> tuple[Rows, Rows]:
+        expert, row = np.divmod(rows, out_features)
+        return expert, row * in_features
+
+    sources = tuple(Source(name.format(index), (out_features, in_features)) for index in range(count))
+    return Weight(native, (count, out_features, in_features), sources, locate)
+
+
+def transposed_experts(native: str, name: str, count: int, out_features: int, in_features: int) -> Weight:
+    """Native [count, out, in]; one Hugging Face tensor [count, in, out]."""
+
+    def locate(rows: Rows) -> tuple[Rows, Rows]:
+        expert, row = np.divmod(rows, out_features)
+        return np.zeros_like(rows), expert * (in_features * out_features) + row
+
+    source = Source(name, (count, in_features, out_features))
+    return Weight(native, (count, out_features, in_features), (source,), locate, stride=out_features)
+
+
+def fused_qkv(native: str, qkv: Sequence[Weight], heads: int, kv_heads: int, head_dim: int) -> Weight:
+    """Query, key and value in one tensor: for each key/value head its query heads, then its key, then its value."""
+    query_heads = heads // kv_heads
+    query_rows = query_heads * head_dim
+    group = query_rows + 2 * head_dim
+    columns = qkv[0].columns
+
+    def locate(rows: Rows) -> tuple[Rows, Rows]:
+        kv_head, row = np.divmod(rows, group)
+        which = np.where(row < query_rows, 0, np.where(row < query_rows + head_dim, 1, 2))
+        offset = np.zeros_like(rows)
+        slots = ((0, query_rows), (query_rows, head_dim), (query_rows + head_dim, head_dim))
+        for part, (first, size) in enumerate(slots):
+            mine = which == part
+            offset[mine] = qkv[part].locate(kv_head[mine] * size + row[mine] - first)[1]
+        return which, offset
+
+    rows = kv_heads * group
+    shape = (rows, columns) if len(qkv[0].shape) > 1 else (rows,)
+    sources = tuple(weight.sources[0] for weight in qkv)
+    return Weight(native, shape, sources, locate, start=qkv[0].start)

@@ -1,0 +1,1 @@
+"""What every backend must compute alike: the random start and the learning rate."""
