@@ -95,6 +95,8 @@ class RunEnded(Event):
     kind: ClassVar[str] = "run_ended"
     reason: str
     step: int
+
+
 EVENTS: dict[str, type[Event]] = {
     cls.kind: cls for cls in (RunStarted, StepDone, EvalDone, CheckpointSaved, Notice, RankFailed, RunEnded)
 }

@@ -1,0 +1,101 @@
+"""Reading a run's events while they are written (Follower) and afterwards (``read_run``, re-exported)."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from pathlib import Path
+from types import TracebackType
+
+from primus.events.history import RunHistory, read_run
+from primus.events.jsonl import Record, decode, well_formed
+
+__all__ = ["Follower", "RunHistory", "read_run"]
+
+_BLOCK = 1 << 20
+_BLOCKS_PER_POLL = 16
+
+
+class Follower:
+    """The live tail of one attempt: every record of every writer, once each.
+
+    Files may appear at any time; a line counts once its newline is there. An idle ``poll`` costs one directory
+    listing and one ``fstat`` a file.
+    """
+
+    def __init__(self, attempt_directory: Path) -> None:
+        self.directory = Path(attempt_directory)
+        self.garbled = 0
+        """Complete lines that were no records, so far."""
+        self._tails: dict[str, _Tail] = {}
+
+    def poll(self) -> list[Record]:
+        """The records that came since the last call: a writer's in their order, the writers' merged by time."""
+        try:
+            names = sorted(n for n in os.listdir(self.directory) if n.startswith("events-") and n.endswith(".jsonl"))
+        except FileNotFoundError:
+            return []
+        batches = []
+        for name in names:
+            tail = self._tails.get(name)
+            if tail is None:
+                try:
+                    tail = self._tails[name] = _Tail(self.directory / name)
+                except FileNotFoundError:
+                    continue
+            records = []
+            for line in tail.lines():
+                record = decode(line)
+                if record is not None and well_formed(record):
+                    records.append(record)
+                elif line.strip():
+                    self.garbled += 1
+            batches.append(records)
+        return list(heapq.merge(*batches, key=_time)) if len(batches) != 1 else batches[0]
+
+    def close(self) -> None:
+        for tail in self._tails.values():
+            tail.close()
+        self._tails.clear()
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _time(record: Record) -> float:
+    time: float = record["time"]
+    return time
+
+
+class _Tail:
+    """One growing file, read from where the last call ended."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._offset = 0
+        self._torn = b""
+
+    def lines(self) -> list[bytes]:
+        size = os.fstat(self._file).st_size
+        if size < self._offset:  # cut off behind our back, e.g. restored from a copy: start again
+            self._offset, self._torn = 0, b""
+        blocks: list[bytes] = []
+        while self._offset < size and len(blocks) < _BLOCKS_PER_POLL:
+            block = os.pread(self._file, _BLOCK, self._offset)
+            if not block:
+                break
+            self._offset += len(block)
+            blocks.append(block)
+        if not blocks:
+            return []
+        lines = b"".join([self._torn, *blocks]).split(b"\n")
+        self._torn = lines.pop()
+        return lines
+
+    def close(self) -> None:
+        os.close(self._file)

@@ -1,0 +1,301 @@
+"""The story of a run, read back from the event files of all its attempts."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter, lt
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic_core import from_json
+
+from primus.errors import RunDirectoryError
+from primus.events.jsonl import PATTERN, Record, decode, read_lines, well_formed
+
+Status = Literal["running", "complete", "stopped", "failed", "unknown"]
+
+_STEP_LINE = b'{"event":"step_done",'
+_CHUNK = 500
+"""Lines parsed at once; more of them leave the processor's cache."""
+_ALIVE_SECONDS = 120.0
+
+
+class Steps:
+    """The optimizer steps of a run as columns, ascending and unique in ``step``. Units as in ``StepDone``; ``mfu`` is
+    NaN where it is unknown. Columns because a million steps as objects would take a gigabyte."""
+
+    COLUMNS = ("step", "time", "loss", "grad_norm", "lr", "tokens", "seconds", "memory_bytes", "mfu")
+
+    def __init__(self) -> None:
+        self.step = array("q")
+        self.tokens = array("q")
+        self.memory_bytes = array("q")
+        self.time, self.loss, self.grad_norm, self.lr, self.seconds, self.mfu = (array("d") for _ in range(6))
+        self.auxiliary: dict[int, dict[str, float]] = {}
+        """step -> further losses, only for the steps that reported some."""
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def columns(self) -> list[array[Any]]:
+        return [getattr(self, name) for name in self.COLUMNS]
+
+    def row(self, index: int) -> dict[str, float | None]:
+        """One step as a dict, with None for an unknown mfu."""
+        values = {name: column[index] for name, column in zip(self.COLUMNS, self.columns(), strict=True)}
+        return values | {"mfu": None if self.mfu[index] != self.mfu[index] else self.mfu[index]}
+
+    def cut(self, step: int) -> None:
+        """Forget `step` and everything after it."""
+        index = bisect_left(self.step, step)
+        if index < len(self.step):
+            for column in self.columns():
+                del column[index:]
+            self.auxiliary = {s: values for s, values in self.auxiliary.items() if s < step}
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Add records; of one step the later wins. Raises KeyError, TypeError or OverflowError on malformed ones,
+        before anything is added."""
+        columns = list(zip(*map(_row, records), strict=True))
+        if not columns:
+            return
+        columns[-1] = tuple(_NAN if mfu is None else mfu for mfu in columns[-1])
+        new = [array(column.typecode, values) for column, values in zip(self.columns(), columns, strict=True)]
+        auxiliary = {r["step"]: r["auxiliary"] for r in records if r.get("auxiliary")}
+        self._add(new)
+        self.auxiliary |= auxiliary
+
+    def append(self, later: Steps) -> None:
+        """Add all steps of `later`, which win."""
+        self._add(later.columns())
+        self.auxiliary |= later.auxiliary
+
+    def _add(self, new: list[array[Any]]) -> None:
+        if not new[0]:
+            return
+        steps = new[0]
+        if all(map(lt, steps, steps[1:])) and (not self.step or self.step[-1] < steps[0]):
+            for column, values in zip(self.columns(), new, strict=True):
+                column.extend(values)
+            return
+        for row in zip(*new, strict=True):
+            index = bisect_left(self.step, row[0])
+            known = index < len(self.step) and self.step[index] == row[0]
+            for column, value in zip(self.columns(), row, strict=True):
+                column[index : index + known] = array(column.typecode, [value])
+
+
+_row = itemgetter(*Steps.COLUMNS)
+_NAN = float("nan")
+
+
+@dataclass
+class Attempt:
+    """One start of the processes. Times are Unix seconds of the first and last record, None without any; steps are
+    those it reported, later superseded ones included; ``reason`` is None while it runs or when it was killed."""
+
+    number: int
+    started: float | None = None
+    last_record: float | None = None
+    resumed_from: int | None = None
+    world_size: int | None = None
+    device: str | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+    reason: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        if self.started is None or self.last_record is None:
+            return 0.0
+        return max(0.0, self.last_record - self.started)
+
+
+@dataclass
+class RunHistory:
+    """What happened in a run, attempts joined: after a resume, what the older attempts reported beyond the resume
+    point is gone; of one step the latest record counts. ``plan`` is plan.json as plain values, None when absent or
+    unreadable. evals, checkpoints, notices and failures are records with their ``attempt``."""
+
+    directory: Path
+    plan: dict[str, Any] | None = None
+    status: Status = "unknown"
+    steps: Steps = field(default_factory=Steps)
+    evals: list[Record] = field(default_factory=list)
+    checkpoints: list[Record] = field(default_factory=list)
+    notices: list[Record] = field(default_factory=list)
+    failures: list[Record] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    garbled: int = 0
+    """Lines that were no records."""
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def total_steps(self) -> int | None:
+        try:
+            steps = self.plan["experiment"]["train"]["steps"] if self.plan else None
+        except (KeyError, TypeError):
+            return None
+        return steps if isinstance(steps, int) else None
+
+    @property
+    def seconds(self) -> float:
+        """Time the attempts ran, pauses between them left out."""
+        return sum(attempt.seconds for attempt in self.attempts)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on by the steps that count."""
+        return sum(self.steps.tokens)
+
+
+def read_run(run_directory: Path, *, alive: bool | None = None) -> RunHistory:
+    """Read all attempts of a run. Torn and garbled lines are skipped and counted.
+
+    alive: whether a process holds the run's lock now; unknown (None), an attempt without an end counts as running
+    while its files changed in the last two minutes. Raises RunDirectoryError when the directory cannot be read.
+    """
+    directory = Path(run_directory).absolute()
+    history = RunHistory(directory)
+    newest_change = 0.0
+    try:
+        history.plan = _read_plan(directory / "plan.json")
+        for number, folder in _attempts(directory):
+            files = sorted(folder.glob(PATTERN))
+            newest_change = max([newest_change, *(file.stat().st_mtime for file in files)])
+            _join(history, _read_attempt(number, files))
+    except OSError as error:
+        raise RunDirectoryError(f"the run cannot be read: {error.strerror}", where=str(error.filename)) from error
+    if alive is None:
+        alive = time.time() - newest_change < _ALIVE_SECONDS
+    history.status = _status(history, alive)
+    return history
+
+
+def _read_plan(path: Path) -> dict[str, Any] | None:
+    try:
+        plan = from_json(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) else None
+
+
+def _attempts(directory: Path) -> list[tuple[int, Path]]:
+    try:
+        folders = list((directory / "attempts").iterdir())
+    except FileNotFoundError:
+        return []
+    return sorted((int(path.name), path) for path in folders if path.name.isascii() and path.name.isdigit())
+
+
+@dataclass
+class _Read:
+    attempt: Attempt
+    steps: Steps = field(default_factory=Steps)
+    others: list[Record] = field(default_factory=list)
+    garbled: int = 0
+
+
+def _read_attempt(number: int, files: Iterable[Path]) -> _Read:
+    read = _Read(Attempt(number))
+    for file in files:
+        for lines in _chunks(read_lines(file)):
+            step_lines = [line for line in lines if line.startswith(_STEP_LINE)]
+            try:
+                read.steps.extend(from_json(b"[" + b",".join(step_lines) + b"]"))
+            except (ValueError, LookupError, TypeError, OverflowError):  # NaN losses and garbage: one by one
+                _read_carefully(read, step_lines)
+            _read_carefully(read, [line for line in lines if not line.startswith(_STEP_LINE)])
+    read.others.sort(key=itemgetter("time"))
+    _describe(read)
+    return read
+
+
+def _chunks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+    chunk: list[bytes] = []
+    for line in lines:
+        chunk.append(line)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    yield chunk
+
+
+def _read_carefully(read: _Read, lines: Iterable[bytes]) -> None:
+    steps: list[Record] = []
+    for line in lines:
+        record = decode(line)
+        if record is None or not well_formed(record):
+            read.garbled += bool(line.strip())
+        elif record["event"] != "step_done":
+            read.others.append(record)
+        else:
+            steps.append(record)
+    for record in steps:
+        try:
+            read.steps.extend([{"mfu": None, **record}])
+        except (LookupError, TypeError, OverflowError):
+            read.garbled += 1
+
+
+def _describe(read: _Read) -> None:
+    attempt = read.attempt
+    times = [record["time"] for record in read.others]
+    if read.steps:
+        attempt.first_step, attempt.last_step = read.steps.step[0], read.steps.step[-1]
+        times += [read.steps.time[0], read.steps.time[-1]]
+    if times:
+        attempt.started, attempt.last_record = min(times), max(times)
+    reasons = {record["reason"] for record in read.others if record["event"] == "run_ended"}
+    if any(record["event"] == "rank_failed" for record in read.others):
+        reasons.add("failed")
+    attempt.reason = next((reason for reason in ("failed", "stopped", "complete") if reason in reasons), None)
+    for record in read.others:
+        record["attempt"] = attempt.number
+        if record["event"] == "run_started" and attempt.world_size is None:
+            attempt.resumed_from = record.get("resumed_from")
+            attempt.world_size, attempt.device = record["world_size"], record["device"]
+            attempt.notes = [str(note) for note in record.get("notes") or ()]
+
+
+def _join(history: RunHistory, read: _Read) -> None:
+    attempt = read.attempt
+    history.attempts.append(attempt)
+    history.garbled += read.garbled
+    resume_points = [attempt.first_step - 1] if attempt.first_step is not None else []
+    if attempt.world_size is not None:  # it did start, so where it resumed is known; None is a fresh start
+        resume_points.append(attempt.resumed_from or 0)
+    if resume_points:
+        point = min(resume_points)
+        history.steps.cut(point + 1)
+        history.evals = [record for record in history.evals if record["step"] <= point]
+        history.checkpoints = [record for record in history.checkpoints if record["step"] <= point]
+    history.steps.append(read.steps)
+    kinds = {"notice": history.notices, "rank_failed": history.failures}
+    for record in read.others:
+        if record["event"] in kinds:
+            kinds[record["event"]].append(record)
+    history.evals = _latest(history.evals, read.others, "eval_done")
+    history.checkpoints = _latest(history.checkpoints, read.others, "checkpoint_saved")
+
+
+def _latest(known: list[Record], others: list[Record], kind: str) -> list[Record]:
+    by_step = {record["step"]: record for record in [*known, *(r for r in others if r["event"] == kind)]}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _status(history: RunHistory, alive: bool) -> Status:
+    reason = history.attempts[-1].reason if history.attempts else None
+    if reason in ("complete", "stopped", "failed"):
+        return reason  # type: ignore[return-value]
+    if alive:
+        return "running"
+    return "unknown"
