@@ -85,7 +85,9 @@ class _Builder:
                 if isinstance(event, yaml.DocumentStartEvent):
                     documents += 1
                     if documents > 1:
-                        self.fail(event, "a second document begins here", "keep one experiment a file; remove the '---'")
+                        self.fail(
+                            event, "a second document begins here", "keep one experiment a file; remove the '---'"
+                        )
                 else:
                     self.take(event)
         except yaml.YAMLError as error:
@@ -109,19 +111,14 @@ class _Builder:
             if not self.take_key(event):
                 self.close(self.scalar(event), event.anchor)
         elif isinstance(event, yaml.AliasEvent):
-            node = self.anchors.get(event.anchor)
-            if self.expects_key() or node is None:
-                what = "an alias cannot be a key" if self.expects_key() else (
-                    f"'*{event.anchor}' stands inside its own definition"
-                    if event.anchor in self.anchors
-                    else f"there is no anchor '&{event.anchor}' before this line"
-                )
-                self.fail(event, what)
-            else:
-                self.close(node, None)
+            self.take_alias(event)
         elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             if self.expects_key():
-                self.fail(event, "a key must be a word, not a list or a map", "a value that begins with { or [ needs a key before it; quote it if it is text")
+                self.fail(
+                    event,
+                    "a key must be a word, not a list or a map",
+                    "put a key before it, or quotes around it if it is text",
+                )
             if len(self.stack) >= MAX_DEPTH:
                 self.fail(event, f"nested more than {MAX_DEPTH} levels deep")
             self.refuse_tag(event)
@@ -132,6 +129,18 @@ class _Builder:
             done = self.stack.pop()
             value: Any = self.merged(done) if done.is_map else done.items
             self.close(Node(value, done.mark, size=done.size), done.anchor)
+
+    def take_alias(self, event: Any) -> None:
+        name = event.anchor
+        node = self.anchors.get(name)
+        if self.expects_key():
+            self.fail(event, "an alias cannot be a key")
+        elif name not in self.anchors:
+            self.fail(event, f"there is no anchor '&{name}' before this line")
+        elif node is None:
+            self.fail(event, f"'*{name}' stands inside its own definition")
+        else:
+            self.close(node, None)
 
     def expects_key(self) -> bool:
         return bool(self.stack) and self.stack[-1].is_map and self.stack[-1].key is None
@@ -147,7 +156,9 @@ class _Builder:
 
     def refuse_tag(self, event: Any) -> None:
         if event.tag is not None and event.tag != "!":
-            self.problems.append(self.mark(event).problem(f"the tag '{event.tag}' is not supported", "remove it; put text in quotes"))
+            self.problems.append(
+                self.mark(event).problem(f"the tag '{event.tag}' is not supported", "remove it; put text in quotes")
+            )
 
     def scalar(self, event: Any) -> Node:
         mark = self.mark(event)
@@ -171,7 +182,9 @@ class _Builder:
         top = self.stack[-1]
         top.size += node.size
         if top.size > MAX_NODES:
-            self.problems.append(node.mark.problem(f"more than {MAX_NODES} values", "aliases multiply what they stand for"))
+            self.problems.append(
+                node.mark.problem(f"more than {MAX_NODES} values", "aliases multiply what they stand for")
+            )
             raise ConfigError(problems=self.problems)
         if not top.is_map:
             top.items.append(node)
@@ -182,7 +195,9 @@ class _Builder:
             top.merges.append(Entry(mark, node))
         elif key in top.entries:
             first = top.entries[key].key
-            self.problems.append(mark.problem(f"'{key}' is set twice; first in line {first.line}", "keep one of the two"))
+            self.problems.append(
+                mark.problem(f"'{key}' is set twice; first in line {first.line}", "keep one of the two")
+            )
         else:
             top.entries[key] = Entry(mark, node)
 
@@ -209,10 +224,22 @@ def _events(text: str) -> Iterator[Any]:
 
 
 _PLAIN_WORDS = (
-    ("mapping values are not allowed", "a ':' where no key can stand", "check the indentation; text that contains ': ' needs quotes"),
+    (
+        "mapping values are not allowed",
+        "a ':' where no key can stand",
+        "check the indentation; text that contains ': ' needs quotes",
+    ),
     ("could not find expected ':'", "a key without ':'", "write `key: value`, with a space after the colon"),
-    ("did not find expected key", "this line is neither a key of the section above nor the end of it", "check the indentation"),
-    ("did not find expected '-' indicator", "this line is neither an item of the list above nor the end of it", "check the indentation"),
+    (
+        "did not find expected key",
+        "this line is neither a key of the section above nor the end of it",
+        "check the indentation",
+    ),
+    (
+        "did not find expected '-' indicator",
+        "this line is neither an item of the list above nor the end of it",
+        "check the indentation",
+    ),
     ("did not find expected ',' or ']'", "the list is not closed", "add the missing ',' or ']'"),
     ("did not find expected ',' or '}'", "the map is not closed", "add the missing ',' or '}'"),
     ("found unexpected end of stream", "the quoted text is not closed", "add the missing quote"),
@@ -232,8 +259,10 @@ def explain(error: yaml.YAMLError, text: str, source: Source) -> Problem:
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
     place = Mark(source, line, column)
     here = place.excerpt
-    if "\t" in here[:column] and not here[: column - 1].strip() or here[column - 1 : column] == "\t":
-        return Mark(source, line, here.index("\t") + 1).problem("a tab in the indentation", "YAML wants spaces: replace each tab")
+    if "\t" in here[:column] and (not here[: column - 1].strip() or here[column - 1] == "\t"):
+        return Mark(source, line, here.index("\t") + 1).problem(
+            "a tab in the indentation", "YAML wants spaces: replace each tab"
+        )
     if "${" in here and ("'}'" in said or "']'" in said):
         return place.problem("`${...}` inside [...] or {...} must be in quotes", 'write "${NAME:default}"')
     for words, message, remedy in _PLAIN_WORDS:

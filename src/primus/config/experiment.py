@@ -14,7 +14,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from primus.config.units import seconds
 
 
-
 @dataclass(frozen=True)
 class Words:
     """What a value must be, in plain words, where its type does not say it."""
@@ -27,6 +26,7 @@ def _duration(text: str) -> str:
     return text
 
 
+Text = Annotated[str, Field(min_length=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -44,7 +44,8 @@ Precision = Literal["fp32", "bf16", "fp8"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # defer_build: only Experiment is compiled, once, with all its sections inside; half of the start-up time
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class RopeScaling(Section):
@@ -53,183 +54,281 @@ class RopeScaling(Section):
     rope_type: Literal["llama3", "yarn"] = Field(description="How positions beyond the original window are scaled.")
     factor: PositiveFloat = Field(description="Ratio of the extended to the original context window.")
     original_max_position_embeddings: PositiveInt = Field(description="Context window before scaling, in tokens.")
-    low_freq_factor: PositiveFloat | None = Field(None, description="llama3: below it, frequencies are fully scaled.")
-    high_freq_factor: PositiveFloat | None = Field(None, description="llama3: above it, frequencies are kept.")
-    beta_fast: PositiveFloat | None = Field(None, description="yarn: upper rotation bound of the blend.")
-    beta_slow: PositiveFloat | None = Field(None, description="yarn: lower rotation bound of the blend.")
-    mscale: PositiveFloat | None = Field(None, description="yarn: attention magnitude factor.")
-    mscale_all_dim: PositiveFloat | None = Field(None, description="yarn: attention magnitude factor over all dimensions.")
+    low_freq_factor: PositiveFloat | None = Field(
+        default=None, description="llama3: below it, frequencies are fully scaled."
+    )
+    high_freq_factor: PositiveFloat | None = Field(default=None, description="llama3: above it, frequencies are kept.")
+    beta_fast: PositiveFloat | None = Field(default=None, description="yarn: upper rotation bound of the blend.")
+    beta_slow: PositiveFloat | None = Field(default=None, description="yarn: lower rotation bound of the blend.")
+    mscale: PositiveFloat | None = Field(default=None, description="yarn: attention magnitude factor.")
+    mscale_all_dim: PositiveFloat | None = Field(
+        default=None, description="yarn: attention magnitude factor over all dimensions."
+    )
 
 
 class Model(Section):
     """Architecture in Hugging Face's names. A preset fills it; any field may be set again in the file."""
 
     model_type: Literal["llama", "qwen3", "deepseek_v3", "gpt_oss"] = Field(description="Model family.")
-    init: str = Field(
+    init: Text = Field(
         "random",
         description="`random` (equal on every backend), `native` (the engine's own), or a Hugging Face directory or "
-        "`org/name[@revision]` Hub id whose weights training starts from; its `config.json` then fills the model fields.",
+        "`org/name[@revision]` Hub id whose weights training starts from; its `config.json` then fills "
+        "the model fields.",
+        examples=["random", "./llama", "meta-llama/Llama-3.1-8B@main"],
     )
-    init_std: PositiveFloat = Field(0.02, description="Standard deviation of randomly started weights.")
+    init_std: PositiveFloat = Field(default=0.02, description="Standard deviation of randomly started weights.")
     vocab_size: PositiveInt = Field(description="Rows of the embedding.")
     hidden_size: PositiveInt = Field(description="Width of the residual stream.")
     num_hidden_layers: PositiveInt = Field(description="Number of decoder layers.")
     num_attention_heads: PositiveInt = Field(description="Query heads.")
-    num_key_value_heads: PositiveInt | None = Field(None, description="Key/value heads; default: as many as query heads.")
-    head_dim: PositiveInt | None = Field(None, description="Width of a head; default: hidden_size / num_attention_heads.")
+    num_key_value_heads: PositiveInt | None = Field(
+        default=None, description="Key/value heads; default: as many as query heads."
+    )
+    head_dim: PositiveInt | None = Field(
+        default=None, description="Width of a head; default: hidden_size / num_attention_heads."
+    )
     intermediate_size: PositiveInt = Field(description="Width of the dense feed-forward layer.")
     max_position_embeddings: PositiveInt = Field(description="Longest sequence the model allows, in tokens.")
-    rms_norm_eps: PositiveFloat = Field(1e-5, description="Epsilon of every RMS norm.")
-    rope_theta: PositiveFloat = Field(10000.0, description="Base of the rotary embedding.")
-    rope_scaling: RopeScaling | None = Field(None, description="Rotary scaling for long contexts.")
-    tie_word_embeddings: bool = Field(False, description="Output projection shares the embedding's weights.")
+    rms_norm_eps: PositiveFloat = Field(default=1e-5, description="Epsilon of every RMS norm.")
+    rope_theta: PositiveFloat = Field(default=10000.0, description="Base of the rotary embedding.")
+    rope_scaling: RopeScaling | None = Field(default=None, description="Rotary scaling for long contexts.")
+    tie_word_embeddings: bool = Field(default=False, description="Output projection shares the embedding's weights.")
     # mixture of experts
-    num_experts: PositiveInt | None = Field(None, description="Routed experts a layer (`n_routed_experts`).")
-    num_experts_per_tok: PositiveInt | None = Field(None, description="Experts each token is routed to.")
-    moe_intermediate_size: PositiveInt | None = Field(None, description="Width of one expert's feed-forward.")
-    n_shared_experts: NonNegativeInt | None = Field(None, description="Experts every token passes through.")
-    first_k_dense_replace: NonNegativeInt | None = Field(None, description="Leading layers that stay dense.")
-    n_group: PositiveInt | None = Field(None, description="Expert groups for group-limited routing.")
-    topk_group: PositiveInt | None = Field(None, description="Groups each token may use.")
-    routed_scaling_factor: PositiveFloat | None = Field(None, description="Factor on the routed experts' output.")
-    scoring_func: Literal["softmax", "sigmoid"] | None = Field(None, description="Router score function.")
-    norm_topk_prob: bool | None = Field(None, description="Whether the chosen scores are normalised to sum to one.")
+    num_experts: PositiveInt | None = Field(default=None, description="Routed experts a layer (`n_routed_experts`).")
+    num_experts_per_tok: PositiveInt | None = Field(default=None, description="Experts each token is routed to.")
+    moe_intermediate_size: PositiveInt | None = Field(default=None, description="Width of one expert's feed-forward.")
+    n_shared_experts: NonNegativeInt | None = Field(default=None, description="Experts every token passes through.")
+    first_k_dense_replace: NonNegativeInt | None = Field(default=None, description="Leading layers that stay dense.")
+    n_group: PositiveInt | None = Field(default=None, description="Expert groups for group-limited routing.")
+    topk_group: PositiveInt | None = Field(default=None, description="Groups each token may use.")
+    routed_scaling_factor: PositiveFloat | None = Field(
+        default=None, description="Factor on the routed experts' output."
+    )
+    scoring_func: Literal["softmax", "sigmoid"] | None = Field(default=None, description="Router score function.")
+    norm_topk_prob: bool | None = Field(
+        default=None, description="Whether the chosen scores are normalised to sum to one."
+    )
     # multi-head latent attention (deepseek_v3)
-    q_lora_rank: NonNegativeInt | None = Field(None, description="Rank of the query compression; 0 or unset: none.")
-    kv_lora_rank: PositiveInt | None = Field(None, description="Rank of the key/value compression.")
-    qk_nope_head_dim: PositiveInt | None = Field(None, description="Per-head query/key width without rotation.")
-    qk_rope_head_dim: PositiveInt | None = Field(None, description="Per-head query/key width with rotation.")
-    v_head_dim: PositiveInt | None = Field(None, description="Per-head value width.")
+    q_lora_rank: NonNegativeInt | None = Field(
+        default=None, description="Rank of the query compression; 0 or unset: none."
+    )
+    kv_lora_rank: PositiveInt | None = Field(default=None, description="Rank of the key/value compression.")
+    qk_nope_head_dim: PositiveInt | None = Field(default=None, description="Per-head query/key width without rotation.")
+    qk_rope_head_dim: PositiveInt | None = Field(default=None, description="Per-head query/key width with rotation.")
+    v_head_dim: PositiveInt | None = Field(default=None, description="Per-head value width.")
     # gpt_oss
-    sliding_window: PositiveInt | None = Field(None, description="Window of the local attention layers, in tokens.")
-    swiglu_limit: PositiveFloat | None = Field(None, description="Clamp on the gated activation.")
+    sliding_window: PositiveInt | None = Field(
+        default=None, description="Window of the local attention layers, in tokens."
+    )
+    swiglu_limit: PositiveFloat | None = Field(default=None, description="Clamp on the gated activation.")
 
 
 class Hardware(Section):
     """One kind of machine. Filled by `extends: [hardware/NAME]`."""
 
-    name: str = Field(description="Name of the device, e.g. `MI300X` or `cpu`.")
+    name: Text = Field(description="Name of the device, e.g. `MI300X` or `cpu`.")
     device: Literal["cpu", "cuda", "rocm"] = Field(description="Kind of device the engine runs on.")
-    devices_per_node: PositiveInt | None = Field(None, description="Processes a node, one a device; unset: taken from `--nproc`, else 1.")
-    memory_gib: PositiveFloat | None = Field(None, description="Memory of one device, in GiB.")
-    bandwidth_gb_s: PositiveFloat | None = Field(None, description="Memory bandwidth of one device, in GB/s.")
-    peak_tflops: dict[Precision, PositiveFloat] = Field(default_factory=dict, description="Dense peak of one device by precision, in TFLOP/s; MFU is hidden where it is missing.")
+    devices_per_node: PositiveInt | None = Field(
+        default=None, description="Processes a node, one a device; unset: taken from `--nproc`, else 1."
+    )
+    memory_gib: PositiveFloat | None = Field(default=None, description="Memory of one device, in GiB.")
+    bandwidth_gb_s: PositiveFloat | None = Field(default=None, description="Memory bandwidth of one device, in GB/s.")
+    peak_tflops: dict[Precision, PositiveFloat] = Field(
+        default_factory=dict,
+        description="Dense peak of one device by precision, in TFLOP/s; MFU is hidden where it is missing.",
+    )
 
 
 class DataSource(Section):
-    path: str = Field(description="Prefix of a prepared dataset: `PATH.bin` and `PATH.idx`.")
-    weight: PositiveFloat = Field(1.0, description="Share of samples in the mixture, relative to the other sources.")
+    """One dataset of a mixture."""
+
+    path: Text = Field(description="Prefix of a prepared dataset: `PATH.bin` and `PATH.idx`.")
+    weight: PositiveFloat = Field(
+        default=1.0, description="Share of samples in the mixture, relative to the other sources."
+    )
 
 
 class Data(Section):
-    train: str | list[str | DataSource] = Field(
-        description="Prefix of a prepared dataset, a list of them (a mixture by weight), `stdlib` (the embedded corpus: "
-        "Python's standard library), or `synthetic` (generated tokens, for speed tests)."
+    """Token datasets, made by `primus-cli data prepare`. Sample order depends on them, `train.seed` and nothing else."""
+
+    train: Text | Annotated[list[Text | DataSource], Field(min_length=1)] = Field(
+        description="Prefix of a prepared dataset, a list of them (a mixture by weight), `stdlib` (the embedded "
+        "corpus: Python's standard library), or `synthetic` (generated tokens, for speed tests).",
+        examples=["stdlib", "data/web", [{"path": "data/web", "weight": 3}, {"path": "data/code", "weight": 1}]],
     )
-    validation: Fraction | str | None = Field(
-        None, description="Fraction of the tokens held out from the end of each source, or the prefix of a dataset."
+    validation: Fraction | Text | None = Field(
+        default=None,
+        description="Fraction of the tokens held out from the end of each source, or the prefix of a dataset.",
     )
-    tokenizer: str | None = Field(
-        None, description="Directory with `tokenizer.json` or a Hub id; must be the one that made the dataset. Default: the dataset's own."
+    tokenizer: Text | None = Field(
+        default=None,
+        description="Directory with `tokenizer.json` or a Hub id; must be the one that made the dataset. Default: the "
+        "dataset's own.",
     )
     document_attention: Literal["full", "within"] = Field(
-        "full", description="`full`: attention crosses document boundaries; `within`: positions and attention restart at each document."
+        default="full",
+        description="`full`: attention crosses document boundaries; `within`: positions and attention restart at "
+        "each document.",
     )
-    mask_eod: bool = Field(False, description="Leave end-of-document targets out of the loss.")
+    mask_eod: bool = Field(default=False, description="Leave end-of-document targets out of the loss.")
 
 
 class Train(Section):
+    """Length of the run and size of its batches, in sequences. Gradient accumulation follows from these and the ranks."""
+
     steps: PositiveInt = Field(description="Optimizer steps in total.")
     global_batch_size: PositiveInt = Field(description="Sequences an optimizer step.")
-    micro_batch_size: PositiveInt = Field(1, description="Sequences a forward pass on one data-parallel rank.")
+    micro_batch_size: PositiveInt = Field(default=1, description="Sequences a forward pass on one data-parallel rank.")
     seq_length: PositiveInt = Field(description="Tokens a sequence.")
-    seed: NonNegativeInt = Field(1234, description="Seed of the random start and of the sample order.")
+    seed: NonNegativeInt = Field(default=1234, description="Seed of the random start and of the sample order.")
 
 
 class Schedule(Section):
-    name: Literal["cosine", "linear", "constant", "wsd"] = Field("cosine", description="Shape of the decay after warm-up.")
-    warmup_steps: NonNegativeInt = Field(0, description="Steps of linear warm-up from 0 to `lr`.")
-    decay_steps: PositiveInt | None = Field(None, description="Step at which `min_lr` is reached; default: the first plan's `train.steps`.")
-    stable_steps: NonNegativeInt | None = Field(None, description="wsd: steps at `lr` between warm-up and decay.")
+    """Learning rate over the steps: linear warm-up to `lr`, then down to `min_lr`."""
+
+    name: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine", description="Shape of the decay after warm-up."
+    )
+    warmup_steps: NonNegativeInt = Field(default=0, description="Steps of linear warm-up from 0 to `lr`.")
+    decay_steps: PositiveInt | None = Field(
+        default=None, description="Step at which `min_lr` is reached; default: the first plan's `train.steps`."
+    )
+    stable_steps: NonNegativeInt | None = Field(
+        default=None, description="wsd: steps at `lr` between warm-up and decay."
+    )
 
 
 class Optimizer(Section):
-    name: Literal["adamw"] = Field("adamw", description="Optimizer.")
-    lr: PositiveFloat = Field(description="Peak learning rate.")
-    min_lr: NonNegativeFloat = Field(0.0, description="Learning rate at the end of the decay.")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="Decay of the first and second moment.")
-    eps: PositiveFloat = Field(1e-8, description="Added outside the square root.")
-    weight_decay: NonNegativeFloat = Field(0.1, description="Decoupled decay of weights with two or more dimensions.")
-    clip_grad_norm: NonNegativeFloat = Field(1.0, description="Global gradient norm above which gradients are scaled down; 0: never.")
+    """AdamW with decoupled weight decay and one global gradient norm."""
+
+    name: Literal["adamw"] = Field(default="adamw", description="Optimizer.")
+    lr: PositiveFloat = Field(description="Peak learning rate.", examples=[3e-4])
+    min_lr: NonNegativeFloat = Field(default=0.0, description="Learning rate at the end of the decay.")
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="Decay of the first and second moment.")
+    eps: PositiveFloat = Field(default=1e-8, description="Added outside the square root.")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.1, description="Decoupled decay of weights with two or more dimensions."
+    )
+    clip_grad_norm: NonNegativeFloat = Field(
+        default=1.0, description="Global gradient norm above which gradients are scaled down; 0: never."
+    )
     schedule: Schedule = Field(default_factory=Schedule, description="Learning rate over the steps.")
 
 
 class Parallel(Section):
-    data_shard: PositiveInt | Literal["auto"] = Field("auto", description="Ranks that shard parameters, gradients and optimizer state (FSDP); `auto`: all that the other axes leave.")
-    data_replicate: PositiveInt = Field(1, description="Replicas of the sharded group (HSDP).")
-    tensor: PositiveInt = Field(1, description="Tensor-parallel ranks, with sequence parallelism.")
-    pipeline: PositiveInt = Field(1, description="Pipeline stages.")
-    virtual_pipeline: PositiveInt = Field(1, description="Model chunks a pipeline rank; more than one needs an interleaved schedule.")
-    schedule: Literal["1f1b", "interleaved_1f1b", "gpipe"] | None = Field(None, description="Pipeline schedule; default: 1f1b, or interleaved_1f1b with virtual stages.")
-    context: PositiveInt = Field(1, description="Ranks that share one sequence.")
-    expert: PositiveInt = Field(1, description="Expert-parallel ranks, taken from the data and context axes.")
+    """Ranks along each axis. `data_replicate * data_shard * context * tensor * pipeline` is the world size."""
+
+    data_shard: PositiveInt | Literal["auto"] = Field(
+        default="auto",
+        description="Ranks that shard parameters, gradients and optimizer state (FSDP); `auto`: all that the other "
+        "axes leave.",
+    )
+    data_replicate: PositiveInt = Field(default=1, description="Replicas of the sharded group (HSDP).")
+    tensor: PositiveInt = Field(default=1, description="Tensor-parallel ranks, with sequence parallelism.")
+    pipeline: PositiveInt = Field(default=1, description="Pipeline stages.")
+    virtual_pipeline: PositiveInt = Field(
+        default=1, description="Model chunks a pipeline rank; more than one needs an interleaved schedule."
+    )
+    schedule: Literal["1f1b", "interleaved_1f1b", "gpipe"] | None = Field(
+        default=None, description="Pipeline schedule; default: 1f1b, or interleaved_1f1b with virtual stages."
+    )
+    context: PositiveInt = Field(default=1, description="Ranks that share one sequence.")
+    expert: PositiveInt = Field(default=1, description="Expert-parallel ranks, taken from the data and context axes.")
 
 
 class Moe(Section):
-    balance: Literal["aux_loss", "bias", "none"] = Field("bias", description="How expert load is balanced.")
-    aux_loss_coeff: NonNegativeFloat | None = Field(None, description="Weight of the auxiliary loss, with `balance: aux_loss`.")
-    dispatcher: Literal["auto", "alltoall"] = Field("auto", description="How tokens travel to experts.")
+    """Routing of a model with experts."""
+
+    balance: Literal["aux_loss", "bias", "none"] = Field(default="bias", description="How expert load is balanced.")
+    aux_loss_coeff: NonNegativeFloat | None = Field(
+        default=None, description="Weight of the auxiliary loss, with `balance: aux_loss`."
+    )
+    dispatcher: Literal["auto", "alltoall"] = Field(default="auto", description="How tokens travel to experts.")
 
 
 class Eval(Section):
-    interval: PositiveInt = Field(100, description="Steps between evaluations on the validation split.")
-    steps: PositiveInt = Field(20, description="Global batches an evaluation.")
+    """Evaluation on the validation split; there is none without `data.validation`."""
+
+    interval: PositiveInt = Field(default=100, description="Steps between evaluations on the validation split.")
+    steps: PositiveInt = Field(default=20, description="Global batches an evaluation.")
 
 
 class Profile(Section):
-    steps: tuple[PositiveInt, PositiveInt] = Field(description="First and last step that is traced.")
-    ranks: list[NonNegativeInt] = Field([0], description="Ranks that write a trace.")
+    """Traces of chosen steps and ranks; without this section there are none."""
+
+    steps: tuple[PositiveInt, PositiveInt] = Field(
+        description="First and last step that is traced.", examples=[[10, 12]]
+    )
+    ranks: Annotated[list[NonNegativeInt], Field(min_length=1)] = Field(
+        default=[0], description="Ranks that write a trace."
+    )
 
 
 class Checkpoint(Section):
-    interval: PositiveInt | None = Field(None, description="Steps between checkpoints; default: only at the end and on a stop.")
-    keep: PositiveInt | None = Field(None, description="Newest checkpoints kept; default: all.")
-    async_: bool = Field(True, alias="async", description="Write in the background while training goes on.")
-    resume: Literal["auto", "never"] = Field("auto", description="`auto`: continue from the newest complete checkpoint of the run directory.")
+    """Checkpoints in the run directory, visible only when complete. The last step is always saved."""
+
+    interval: PositiveInt | None = Field(
+        default=None, description="Steps between checkpoints; default: only at the end and on a stop."
+    )
+    keep: PositiveInt | None = Field(default=None, description="Newest checkpoints kept; default: all.")
+    async_: bool = Field(default=True, alias="async", description="Write in the background while training goes on.")
+    resume: Literal["auto", "never"] = Field(
+        default="auto", description="`auto`: continue from the newest complete checkpoint of the run directory."
+    )
 
 
 class Monitor(Section):
-    log_interval: PositiveInt = Field(10, description="Steps between lines on a console without a terminal.")
-    tensorboard: bool = Field(True, description="Write TensorBoard files.")
+    """What is shown and written while training. Every step is in the run's event files in any case."""
+
+    log_interval: PositiveInt = Field(default=10, description="Steps between lines on a console without a terminal.")
+    tensorboard: bool = Field(default=True, description="Write TensorBoard files.")
 
 
 class Resilience(Section):
-    max_restarts: NonNegativeInt = Field(0, description="Times the processes are started again after a failure that a restart can mend.")
-    hang_timeout: Duration = Field("10m", description="A step (or collective) that takes longer counts as a failure, e.g. `90s`, `10m`, `1h`.")
+    """What happens when a process fails or hangs."""
+
+    max_restarts: NonNegativeInt = Field(
+        default=0, description="Times the processes are started again after a failure that a restart can mend."
+    )
+    hang_timeout: Duration = Field(
+        default="10m",
+        description="A step (or collective) that takes longer counts as a failure.",
+        examples=["90s", "10m", "1h30m"],
+    )
 
 
 class Experiment(Section):
     """A whole experiment. Sections named after a backend hold that engine's own keys."""
 
     name: Name = Field(description="Name of the run and of its directory under `runs/`.")
-    backend: str = Field("torchtitan", description="Training engine.")
+    backend: str = Field(default="torchtitan", description="Training engine.")
     hardware: Hardware = Field(description="The machine; `extends: [hardware/NAME]` fills it.")
     model: Model = Field(description="Architecture and start.")
     data: Data = Field(description="What is learnt.")
     train: Train = Field(description="How much, in which batches.")
     optimizer: Optimizer = Field(description="Update rule and learning rate.")
     parallel: Parallel = Field(default_factory=Parallel, description="How the model is spread over devices.")
-    precision: Precision = Field("bf16", description="Arithmetic of forward and backward; master weights stay fp32.")
-    recompute: Literal["none", "selective", "full"] = Field("none", description="Activations recomputed in the backward pass.")
-    compile: bool = Field(False, description="Compile the layers with the engine's compiler.")
+    precision: Precision = Field(
+        default="bf16", description="Arithmetic of forward and backward; master weights stay fp32."
+    )
+    recompute: Literal["none", "selective", "full"] = Field(
+        default="none", description="Activations recomputed in the backward pass."
+    )
+    compile: bool = Field(default=False, description="Compile the layers with the engine's compiler.")
     moe: Moe = Field(default_factory=Moe, description="Mixture of experts.")
     eval: Eval = Field(default_factory=Eval, description="Evaluation on the validation split.")
-    profile: Profile | None = Field(None, description="Tracing of chosen steps and ranks.")
+    profile: Profile | None = Field(default=None, description="Tracing of chosen steps and ranks.")
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Saving and continuing.")
     monitor: Monitor = Field(default_factory=Monitor, description="What is shown and written while training.")
     resilience: Resilience = Field(default_factory=Resilience, description="What happens on failures.")
-    env: dict[str, str] = Field(default_factory=dict, description="Environment variables of the ranks.")
+    env: dict[str, str] = Field(
+        default_factory=dict,
+        description="Environment variables of the ranks; numbers are taken as written.",
+        examples=[{"NCCL_DEBUG": "WARN"}],
+    )
     native: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Never written by hand: a top-level section named after a backend (`torchtitan: {...}`) lands here.",
+        description="Never written by hand: a top-level section named after a backend (`torchtitan: {...}`) lands "
+        "here.",
     )

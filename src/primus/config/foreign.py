@@ -20,7 +20,7 @@ FOREIGN: dict[str, str] = {
     "local_batch_size": "train.micro_batch_size",
     "per_device_batch_size": "train.micro_batch_size",
     "per_device_train_batch_size": "train.micro_batch_size",
-    "gradient_accumulation_steps": "leave it out: it follows from train.global_batch_size, train.micro_batch_size and the ranks",
+    "gradient_accumulation_steps": "leave it out: it follows from the global and the micro batch size and the ranks",
     "seq_len": "train.seq_length",
     "sequence_length": "train.seq_length",
     "max_seq_len": "train.seq_length",

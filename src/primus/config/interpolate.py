@@ -28,7 +28,9 @@ def interpolate(node: Node, environment: Mapping[str, str], problems: list[Probl
     """`node` with every reference replaced; what cannot be replaced is appended to `problems`."""
     value = node.value
     if isinstance(value, dict):
-        entries = {key: Entry(entry.key, interpolate(entry.node, environment, problems)) for key, entry in value.items()}
+        entries = {
+            key: Entry(entry.key, interpolate(entry.node, environment, problems)) for key, entry in value.items()
+        }
         return replace(node, value=entries)
     if isinstance(value, list):
         return replace(node, value=[interpolate(item, environment, problems) for item in value])

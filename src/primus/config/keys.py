@@ -81,7 +81,7 @@ def choices(annotation: Any) -> list[str]:
 
 def words(annotation: Any, metadata: list[Any] | None = None) -> str:
     """What a value must be: ``a whole number, 1 or more``, ``one of cosine, linear``."""
-    return " or ".join(_one(kind, [*inner, *(metadata or [])]) for kind, inner in alternatives(annotation))
+    return ", or ".join(_one(kind, [*inner, *(metadata or [])]) for kind, inner in alternatives(annotation))
 
 
 def _one(kind: Any, metadata: list[Any]) -> str:
@@ -91,23 +91,24 @@ def _one(kind: Any, metadata: list[Any]) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else f"'{arguments[0]}'"
-    if origin is list:
-        return f"a list, each item {words(arguments[0])}"
-    if origin is tuple:
-        each = words(arguments[0])
-        return f"a list of {len(arguments)} values, each {each}"
-    if origin is dict:
-        return "a map"
+    if origin in (list, tuple):
+        some = any(hasattr(item, "min_length") for item in metadata)
+        count = len(arguments) if origin is tuple else "at least one" if some else "any number"
+        return f"a list of {count}, each {words(arguments[0])}"
     if isinstance(kind, type) and issubclass(kind, Section):
-        needed = [name for name, field in fields(kind).items() if field.is_required()]
-        return f"a map of keys ({', '.join(list(fields(kind))[:4]) if not needed else ', '.join(needed[:4])}, ...)"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind] + _range(kind, metadata)
+        known = fields(kind)
+        needed = [name for name, field in known.items() if field.is_required()]
+        shown = (needed or list(known))[:4]
+        return f"a map of {', '.join(shown)}{', ...' if len(known) > len(shown) else ''}"
+    simple = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a map"}
+    return simple[origin or kind] + _range(kind, metadata)
 
 
 def _range(kind: type, metadata: list[Any]) -> str:
-    bounds = {name: getattr(item, name) for item in metadata for name in ("gt", "ge", "lt", "le") if hasattr(item, name)}
+    names = ("gt", "ge", "lt", "le")
+    bounds = {name: getattr(item, name) for item in metadata for name in names if hasattr(item, name)}
     if kind is int and "gt" in bounds:
         bounds["ge"] = bounds.pop("gt") + 1
-    low = f"{bounds['ge']:g} or more" if "ge" in bounds else f"above {bounds['gt']:g}" if "gt" in bounds else ""
-    high = f"below {bounds['lt']:g}" if "lt" in bounds else f"at most {bounds['le']:g}" if "le" in bounds else ""
-    return f", {' and '.join(part for part in (low, high) if part)}" if low or high else ""
+    low = f"of at least {bounds['ge']:g}" if "ge" in bounds else f"above {bounds['gt']:g}" if "gt" in bounds else ""
+    high = f"below {bounds['lt']:g}" if "lt" in bounds else f"of at most {bounds['le']:g}" if "le" in bounds else ""
+    return f" {' and '.join(part for part in (low, high) if part)}" if low or high else ""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from primus.config import native, validate
 from primus.config.checks import check
-from primus.config.document import Node
+from primus.config.document import Entry, Node
 from primus.config.experiment import Experiment, Section
 from primus.config.keys import fields
 from primus.config.merge import merge
 from primus.config.overrides import parse_overrides
 from primus.config.presets import Loader, read_text
 from primus.config.source import DEFAULT, Mark, Origin, Source
+from primus.config.start import start_from_model
 from primus.errors import ConfigError, Problem
 
 
@@ -72,11 +73,14 @@ def load(path: Path | str, overrides: Sequence[str] = (), environment: Mapping[s
     problems = [*loader.problems, *problems]
     portable, sections = native.split(tree)
     natives, native_problems = native.check(sections)
+    portable, start_problems = start_from_model(portable)
     experiment, found = validate.validate(portable, natives)
-    problems += found + native_problems
-    problems += check(experiment, portable)
+    problems += start_problems + found + native_problems
+    if experiment is not None:
+        problems += check(experiment, portable)
     if problems or experiment is None:
         raise ConfigError(problems=_ordered(problems))
+    tree = replace(tree, value={**_entries(tree), **_entries(portable)})
     return Resolved(experiment, dict(_origins(experiment, tree)), path, text, tree)
 
 
@@ -92,8 +96,21 @@ def _take_extends(loader: Loader, over: Node) -> tuple[Node, Node | None]:
 
 
 def _ordered(problems: list[Problem]) -> list[Problem]:
-    """Without repetitions, in the order found."""
-    return list(dict.fromkeys(problems))
+    """Without repetitions; those of one file in the order of its lines, files in the order they were met."""
+    unique = list(dict.fromkeys(problems))
+    files: dict[str, int] = {}
+
+    def place(problem: Problem) -> tuple[int, int, int]:
+        parts = problem.where.rsplit(":", 2)
+        positioned = len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit()
+        file = files.setdefault(parts[0] if positioned else problem.where, len(files))
+        return (file, int(parts[1]), int(parts[2])) if positioned else (file, 0, 0)
+
+    return sorted(unique, key=place)
+
+
+def _entries(node: Node) -> dict[str, Entry]:
+    return node.value if isinstance(node.value, dict) else {}
 
 
 def _origins(experiment: Experiment, tree: Node) -> Iterator[tuple[str, Origin]]:

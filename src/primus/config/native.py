@@ -32,10 +32,11 @@ def split(tree: Node) -> tuple[Node, dict[str, Entry]]:
 
 def check(sections: dict[str, Entry]) -> tuple[dict[str, Any], list[Problem]]:
     """The plain values of the native sections, and what is wrong with them."""
-    from primus.backends import registry
-
     values: dict[str, Any] = {}
     problems: list[Problem] = []
+    if sections:
+        from primus.backends import registry
+
     for name, entry in sections.items():
         node = entry.node
         if node.value is None:
@@ -65,17 +66,20 @@ def _check_map(
         if key is not None:
             if key.portable:
                 yield entry.key.problem(
-                    f"{backend}.{dotted} is set by the portable key {key.portable}", f"set {key.portable} and remove this"
+                    f"{backend}.{dotted} is set by the portable key {key.portable}",
+                    f"set {key.portable} and remove this",
                 )
             elif not _fits(entry.node.value, key.type):
                 yield entry.node.mark.problem(
-                    f"{backend}.{dotted} must be {key.type}, but is {_shown(entry.node)}", "see the engine's documentation"
+                    f"{backend}.{dotted} must be {key.type}, but is {_shown(entry.node)}",
+                    "see the engine's documentation",
                 )
             elif key.choices and not isinstance(entry.node.value, dict | list) and entry.node.value not in key.choices:
                 near = closest(str(entry.node.value), [str(choice) for choice in key.choices], cutoff=0.5)
                 allowed = f"one of {', '.join(map(str, key.choices))}"
                 yield entry.node.mark.problem(
-                    f"{backend}.{dotted} must be {allowed}, but is {_shown(entry.node)}", f"did you mean {near}?" if near else ""
+                    f"{backend}.{dotted} must be {allowed}, but is {_shown(entry.node)}",
+                    f"did you mean {near}?" if near else "",
                 )
         elif any(other.startswith(f"{dotted}.") for other in known):
             if isinstance(entry.node.value, dict):
@@ -83,13 +87,19 @@ def _check_map(
             else:
                 yield entry.node.mark.problem(f"{backend}.{dotted} is a section of keys, not {_shown(entry.node)}")
         else:
-            yield entry.key.problem(f"unknown key '{name}' in {f'{backend}.{prefix}'.rstrip('.')} ({engine})", _remedy(dotted, known))
+            yield entry.key.problem(
+                f"unknown key '{name}' in {f'{backend}.{prefix}'.rstrip('.')} ({engine})", _remedy(dotted, known)
+            )
 
 
 def _remedy(dotted: str, known: dict[str, NativeKey]) -> str:
     prefix, _, name = dotted.rpartition(".")
     depth = dotted.count(".") + 1
-    here = {".".join(key.split(".")[:depth]).rpartition(".")[2] for key in known if not prefix or key.startswith(f"{prefix}.")}
+    here = {
+        ".".join(key.split(".")[:depth]).rpartition(".")[2]
+        for key in known
+        if not prefix or key.startswith(f"{prefix}.")
+    }
     near = closest(name, sorted(here))
     if near:
         return f"did you mean {near}?"

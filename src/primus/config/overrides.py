@@ -15,7 +15,7 @@ _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\Z")
 
 
 def parse_overrides(overrides: Sequence[str]) -> Node | None:
-    """All of `overrides` merged, later ones winning; None without any. Raises ConfigError with all that are malformed."""
+    """All of `overrides` merged, later ones winning; None without any. Raises ConfigError naming all malformed ones."""
     problems: list[Problem] = []
     tree: Node | None = None
     for text in overrides:
@@ -43,7 +43,9 @@ def _parse_one(text: str) -> Node:
     elif not _KEY.match(key):
         problem = start.problem(f"'{key}' is not a dotted key", example)
     elif not value.strip():
-        problem = Mark(source, 1, len(text) + 1).problem(f"'{key}=' has no value", f"{key}=null goes back to the default, {key}='\"\"' is empty text")
+        problem = Mark(source, 1, len(text) + 1).problem(
+            f"'{key}=' has no value", f"{key}=null goes back to the default, {key}='\"\"' is empty text"
+        )
     if problem:
         raise ConfigError(problems=[problem])
     node = _parse_value(value, source, len(key) + 2)

@@ -40,17 +40,24 @@ def read_text(path: Path, shown: str, named_at: Mark | None = None) -> str:
     """The text of a YAML file. Raises ConfigError naming `named_at`, else the file, when it cannot be read."""
 
     def fail(message: str, remedy: str = "") -> ConfigError:
-        return ConfigError(problems=[named_at.problem(message, remedy) if named_at else Problem(shown, message, remedy)])
+        return ConfigError(
+            problems=[named_at.problem(message, remedy) if named_at else Problem(shown, message, remedy)]
+        )
 
     try:
         if path.is_dir():
             inside = sorted(item.name for item in path.glob("*.yaml"))
-            raise fail(f"{shown} is a directory", f"name a file in it: {', '.join(inside[:5])}" if inside else "name a YAML file")
+            raise fail(
+                f"{shown} is a directory",
+                f"name a file in it: {', '.join(inside[:5])}" if inside else "name a YAML file",
+            )
         raw = path.read_bytes()
     except FileNotFoundError:
         beside = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
-        hint = f"did you mean {path.with_name(close[0]) if named_at is None else close[0]}?" if close else "check the path"
+        hint = (
+            f"did you mean {path.with_name(close[0]) if named_at is None else close[0]}?" if close else "check the path"
+        )
         raise fail(f"there is no file {shown}", hint) from None
     except (OSError, ValueError) as error:
         raise fail(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -63,7 +70,9 @@ def read_text(path: Path, shown: str, named_at: Mark | None = None) -> str:
         line = before.count(b"\n") + 1
         column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8", "replace")) + 1
         byte = raw[error.start]
-        raise ConfigError(f"byte 0x{byte:02x} is not UTF-8", where=f"{shown}:{line}:{column}", remedy="save the file as UTF-8") from None
+        raise ConfigError(
+            f"byte 0x{byte:02x} is not UTF-8", where=f"{shown}:{line}:{column}", remedy="save the file as UTF-8"
+        ) from None
 
 
 class Loader:
@@ -77,9 +86,17 @@ class Loader:
         """The file alone, interpolated. Raises ConfigError when it is no map."""
         tree = parse(text, source)
         if tree is None:
-            raise ConfigError(f"{source.place} is empty", where=source.place, remedy="see examples/quickstart.yaml for an experiment")
+            raise ConfigError(
+                f"{source.place} is empty", where=source.place, remedy="see examples/quickstart.yaml for an experiment"
+            )
         if not isinstance(tree.value, dict):
-            raise ConfigError(problems=[tree.mark.problem("the file must hold `key: value` lines", "see examples/quickstart.yaml for an experiment")])
+            raise ConfigError(
+                problems=[
+                    tree.mark.problem(
+                        "the file must hold `key: value` lines", "see examples/quickstart.yaml for an experiment"
+                    )
+                ]
+            )
         return interpolate(tree, self.environment, self.problems)
 
     def expand(self, tree: Node, directory: Path, chain: tuple[Path, ...], extra: Node | None = None) -> Node:
@@ -112,7 +129,11 @@ class Loader:
             if isinstance(item, Node) and isinstance(item.value, str):
                 found.append((item.value, item.mark))
             elif node.value is not None:
-                self.problems.append(node.mark.problem("`extends` takes the names of presets", "write extends: [models/NAME, hardware/NAME]"))
+                self.problems.append(
+                    node.mark.problem(
+                        "`extends` takes the names of presets", "write extends: [models/NAME, hardware/NAME]"
+                    )
+                )
                 return []
         return found
 

@@ -24,28 +24,43 @@ def _form(word: str) -> str:
 
 
 def unknown_key(section: str, name: str) -> str:
-    """The remedy for `name`, which `section` (dotted, empty at the top) does not know."""
+    """The remedy for `name`, which `section` (dotted, empty at the top) does not know. Tried in order: a slip of the
+    keyboard, a key of another section, another system's name for it, something less near."""
     table = keys()
     here = [key.name for key in table.values() if key.section == section]
-    near = closest(name, here, cutoff=0.78)
-    if near:
-        return f"did you mean {near}?"
-    if "." in name and name in table:
-        return f"dots only work on the command line; in a file nest it: {_nested(name)}"
-    elsewhere = [key.dotted for key in table.values() if key.name == name and key.section != section]
-    if elsewhere:
-        return f"it belongs elsewhere: {' or '.join(elsewhere[:3])}"
-    foreign = FOREIGN.get(_form(name))
-    if foreign:
-        return f"here it is called {foreign}" if foreign.partition(" ")[0] in table else foreign
-    near = closest(name, here)
-    if near:
-        return f"did you mean {near}?"
-    far = closest(name, [key.name for key in table.values()], cutoff=0.8)
-    if far:
-        places = [key.dotted for key in table.values() if key.name == far]
-        return f"did you mean {' or '.join(places[:3])}?"
-    return f"known here: {', '.join(here)}"
+    return (
+        _meant(closest(name, here, cutoff=0.78))
+        or (
+            f"dots are for the command line; in a file nest it: {_nested(name)}"
+            if "." in name and name in table
+            else ""
+        )
+        or _elsewhere(section, name)
+        or _foreign(name)
+        or _meant(closest(name, here))
+        or _meant(" or ".join(_dotted(closest(name, [key.name for key in table.values()], cutoff=0.8))))
+        or f"known here: {', '.join(here)}"
+    )
+
+
+def _meant(key: str | None) -> str:
+    return f"did you mean {key}?" if key else ""
+
+
+def _dotted(name: str | None) -> list[str]:
+    """Up to three keys of the schema called `name`."""
+    return [key.dotted for key in keys().values() if key.name == name][:3]
+
+
+def _elsewhere(section: str, name: str) -> str:
+    places = [dotted for dotted in _dotted(name) if dotted.rpartition(".")[0] != section]
+    return f"it belongs elsewhere: {' or '.join(places)}" if places else ""
+
+
+def _foreign(name: str) -> str:
+    said = FOREIGN.get(_form(name), "")
+    is_key = said.replace(",", " ").replace(";", " ").partition(" ")[0] in keys()
+    return f"here it is called {said}" if is_key else said
 
 
 def _nested(dotted: str) -> str:
