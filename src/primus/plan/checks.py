@@ -1,32 +1,151 @@
-"""What must hold between keys of an experiment, whatever engine runs it."""
+"""What must hold between the keys of an experiment and the sizes of the machine, whatever engine runs it.
+
+Contradictions within the experiment alone are found earlier, by ``primus.config.checks``.
+"""
 
 from __future__ import annotations
 
-from primus.config.experiment import Experiment
-from primus.errors import Problem
-from primus.plan.model_size import key_value_heads
+from collections.abc import Iterator
+
+from primus.config.experiment import Experiment, Model
+from primus.plan.finding import Finding, either, nearest_divisors, nearest_multiples, product
+from primus.plan.model_size import dense_layers, key_value_heads
 from primus.plan.plan import Topology
-from primus.plan.topology import Where, alternatives
 
 
-def experiment_problems(experiment: Experiment, topology: Topology | None, where: Where) -> list[Problem]:
-    model, train = experiment.model, experiment.train
-    problems = []
-    if train.seq_length > model.max_position_embeddings:
-        problems.append(
-            Problem(
-                where("train.seq_length"),
-                f"train.seq_length: {train.seq_length} is more than the model allows, {model.max_position_embeddings}",
-                f"train.seq_length: {model.max_position_embeddings} at most",
+def check(experiment: Experiment, topology: Topology | None) -> list[Finding]:
+    """Everything that cannot hold. `topology` is None when the axes do not fit the machine."""
+    return [
+        *_family(experiment.model),
+        *_sequence(experiment),
+        *_sharding(experiment),
+        *_pipeline(experiment, topology),
+        *_profile(experiment, topology),
+    ]
+
+
+def _family(model: Model) -> Iterator[Finding]:
+    """What a family fixes, and the arithmetic of routing in groups."""
+    heads, kv_heads = model.num_attention_heads, key_value_heads(model)
+    if model.model_type == "gpt_oss":
+        for field in ("moe_intermediate_size", "n_shared_experts", "first_k_dense_replace", "n_group", "topk_group"):
+            if getattr(model, field) is not None:
+                yield Finding(f"model.{field}", f"model.{field}: a gpt_oss model has no such thing", "remove it")
+        if not model.num_experts:
+            yield Finding("model.num_experts", "every layer of a gpt_oss model has experts", "set model.num_experts")
+        if model.scoring_func == "sigmoid" or model.norm_topk_prob is False:
+            yield Finding(
+                "model.scoring_func",
+                "gpt_oss routes by a softmax over the chosen experts",
+                "model.scoring_func: softmax, model.norm_topk_prob: true",
             )
+    if model.model_type == "deepseek_v3" and kv_heads != heads:
+        yield Finding(
+            "model.num_key_value_heads",
+            f"model.num_key_value_heads: {kv_heads}, but latent attention has one for each of {heads} query heads",
+            f"model.num_key_value_heads: {heads}",
         )
-    if model.num_attention_heads % experiment.parallel.tensor or key_value_heads(model) % experiment.parallel.tensor:
-        problems.append(
-            Problem(
-                where("parallel.tensor"),
-                f"parallel.tensor: {experiment.parallel.tensor} does not divide {model.num_attention_heads} heads and "
-                f"{key_value_heads(model)} key/value heads",
-                f"parallel.tensor: {alternatives(experiment.parallel.tensor, key_value_heads(model))}",
+    experts, chosen, groups, kept = model.num_experts, model.num_experts_per_tok, model.n_group, model.topk_group
+    if experts and (groups is None) != (kept is None):
+        yield Finding("model.n_group", "model.n_group and model.topk_group go together", "set both or neither")
+    elif experts and chosen and groups and kept and chosen > (reach := kept * (experts // groups)):
+        yield Finding(
+            "model.num_experts_per_tok",
+            f"model.num_experts_per_tok: {chosen}, but topk_group {kept} of {groups} groups hold {reach} experts",
+            f"model.num_experts_per_tok: {reach} at most, or a larger model.topk_group",
+        )
+
+
+def _sequence(experiment: Experiment) -> Iterator[Finding]:
+    length, longest = experiment.train.seq_length, experiment.model.max_position_embeddings
+    if length > longest:
+        yield Finding(
+            "train.seq_length",
+            f"train.seq_length: {length} is longer than the model allows (max_position_embeddings {longest})",
+            f"train.seq_length: {longest} at most",
+        )
+    split = experiment.parallel.context * experiment.parallel.tensor
+    if length % split:
+        axes = product({"context": experiment.parallel.context, "tensor": experiment.parallel.tensor})
+        fitting = [other for other in nearest_multiples(length, split) if other <= longest] or nearest_multiples(
+            longest, split
+        )[:1]
+        yield Finding(
+            "train.seq_length",
+            f"train.seq_length: {length} does not divide by {axes} = {split}, which split the sequence",
+            f"train.seq_length: {either(fitting)}",
+        )
+
+
+def _sharding(experiment: Experiment) -> Iterator[Finding]:
+    model, parallel = experiment.model, experiment.parallel
+    heads, kv_heads = model.num_attention_heads, key_value_heads(model)
+    split = {"query heads": heads}
+    if model.model_type != "deepseek_v3":  # latent attention has no heads of keys and values to share out
+        split["key/value heads"] = kv_heads
+    if dense_layers(model):
+        split["intermediate_size"] = model.intermediate_size
+    smallest = min(split.values())
+    for what, size in split.items():
+        if size % parallel.tensor:
+            options = [
+                t for t in nearest_divisors(parallel.tensor, smallest) if all(s % t == 0 for s in split.values())
+            ]
+            yield Finding(
+                "parallel.tensor",
+                f"parallel.tensor: {parallel.tensor} does not divide {size} {what}",
+                f"parallel.tensor: {either(options or [1])}",
             )
+            break
+    expert = parallel.expert
+    if expert > 1 and not model.num_experts:
+        yield Finding(
+            "parallel.expert",
+            f"parallel.expert: {expert}, but this {model.model_type} has no experts",
+            "parallel.expert: 1",
         )
-    return problems
+    elif model.num_experts and model.num_experts % expert:
+        yield Finding(
+            "parallel.expert",
+            f"parallel.expert: {expert} does not divide {model.num_experts} experts",
+            f"parallel.expert: {either(nearest_divisors(expert, model.num_experts))}",
+        )
+
+
+def _pipeline(experiment: Experiment, topology: Topology | None) -> Iterator[Finding]:
+    parallel, layers = experiment.parallel, experiment.model.num_hidden_layers
+    stages, virtual = parallel.pipeline, parallel.virtual_pipeline
+    if stages == 1:
+        return
+    if stages * virtual > layers:
+        yield Finding(
+            "parallel.pipeline",
+            f"parallel: pipeline {stages} x virtual_pipeline {virtual} = {stages * virtual} stages for {layers} layers",
+            f"{layers} stages at most",
+        )
+    if topology is None:
+        return
+    batches, rank_batch = topology.microbatches, topology.data_parallel * topology.micro_batch_size
+    if batches < stages:
+        yield Finding(
+            "train.global_batch_size",
+            f"train.global_batch_size: {experiment.train.global_batch_size} makes {batches} microbatches of "
+            f"{rank_batch}, which cannot fill {stages} pipeline stages",
+            f"train.global_batch_size: {rank_batch * stages} or more",
+        )
+    elif virtual > 1 and batches % stages:
+        options = [rank_batch * multiple for multiple in nearest_multiples(batches, stages)]
+        yield Finding(
+            "train.global_batch_size",
+            f"interleaved stages need microbatches ({batches}) in multiples of parallel.pipeline ({stages})",
+            f"train.global_batch_size: {either(options)}",
+        )
+
+
+def _profile(experiment: Experiment, topology: Topology | None) -> Iterator[Finding]:
+    for rank in experiment.profile.ranks if experiment.profile and topology else ():
+        if topology and rank >= topology.world_size:
+            last = topology.world_size - 1
+            yield Finding(
+                "profile.ranks", f"profile.ranks: there is no rank {rank}; the last is {last}", f"0 to {last}"
+            )

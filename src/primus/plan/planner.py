@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primus.backends import registry
 from primus.backends.base import Backend
+from primus.config import huggingface
 from primus.config.experiment import Experiment, Workflow
 from primus.errors import DataError, PlanError, Problem
-from primus.plan import model_size, topology
-from primus.plan.checks import experiment_problems
+from primus.plan import checks, model_size, topology
+from primus.plan.finding import Finding
 from primus.plan.plan import Plan, PlannedData
-from primus.plan.topology import Where
 
 if TYPE_CHECKING:
     from primus.config.load import Resolved
 
 AXES = ("data_shard", "data_replicate", "tensor", "pipeline", "context", "expert")
+SECRET_ENDINGS = {"TOKEN", "PASSWORD", "PASSWD", "CREDENTIALS", "KEY"}
 
 
 def make_plan(
@@ -29,22 +31,33 @@ def make_plan(
     nproc: int | None = None,
     run_directory: Path,
 ) -> Plan:
-    """Plan `resolved` on `nnodes` nodes with `nproc` processes each (None: one a device of the hardware preset, else 1).
+    """Plan `resolved` on `nnodes` nodes with `nproc` processes each (None: one a device of the hardware, else 1).
 
     Reads dataset manifests and nothing else. Raises PlanError with everything that is wrong at once, or DataError when
     the data alone is at fault.
     """
     experiment = resolved.experiment
-    where = _places(resolved)
     backend = registry.get(experiment.backend)
-    arranged, problems = topology.resolve(experiment, nnodes=nnodes, nproc=nproc, where=where)
-    problems += experiment_problems(experiment, arranged, where)
-    problems += _capability_problems(experiment, backend, workflow, where)
-    problems += _secret_problems(experiment, where)
-    data = _plan_data(experiment, problems)
+    arranged, findings = topology.resolve(experiment, nnodes=nnodes, nproc=nproc)
+    findings += checks.check(experiment, arranged)
+    findings += _beyond(experiment, backend, workflow)
+    findings += _secrets(experiment)
+    problems = [finding.problem(resolved.problem) for finding in findings]
+    data: PlannedData | None = None
+    try:
+        data = _plan_data(experiment)
+    except DataError as error:
+        placed = [_placed(problem, resolved) for problem in error.problems]
+        if not problems:
+            raise DataError(problems=placed) from error
+        problems += placed
     if arranged is None or data is None or problems:
         raise PlanError(problems=problems)
-    native, backend_env, patches = backend.plan(experiment, arranged, data)
+    experiment = _with_local_start(experiment)
+    try:
+        native, backend_env, patches = backend.plan(experiment, arranged, data)
+    except PlanError as error:
+        raise PlanError(problems=[_placed(problem, resolved) for problem in error.problems]) from error
     return Plan(
         workflow=workflow,
         experiment=experiment,
@@ -63,88 +76,84 @@ def make_plan(
     )
 
 
-def _plan_data(experiment: Experiment, problems: list[Problem]) -> PlannedData | None:
+def _plan_data(experiment: Experiment) -> PlannedData:
     from primus.data.planning import plan_data
 
+    train, model = experiment.train, experiment.model
+    return plan_data(experiment.data, seq_length=train.seq_length, vocab_size=model.vocab_size)
+
+
+def _placed(problem: Problem, resolved: Resolved) -> Problem:
+    """`problem` at the line that sets the key it names, if it names one."""
+    key = problem.where.partition("[")[0]
+    if key not in resolved.origins or problem.excerpt:
+        return problem
+    named = key in problem.message
+    message = problem.message if named else f"{problem.where}: {problem.message}"
+    return resolved.problem(key, message, problem.remedy)
+
+
+def _with_local_start(experiment: Experiment) -> Experiment:
+    """`model.init` as the directory every rank reads; a Hub id that is not fetched yet stays as it is."""
     try:
-        return plan_data(
-            experiment.data, seq_length=experiment.train.seq_length, vocab_size=experiment.model.vocab_size
-        )
-    except DataError as error:
-        if not problems:
-            raise
-        problems.extend(error.problems)
-        return None
+        directory = huggingface.start_directory(experiment.model.init)
+    except huggingface.NotFetched:
+        return experiment
+    if directory is None:
+        return experiment
+    model = experiment.model.model_copy(update={"init": str(directory)})
+    return experiment.model_copy(update={"model": model})
 
 
-def _places(resolved: Resolved) -> Where:
-    """Where a key was set; the key itself where nobody set it."""
-    places = {key: str(origin) for key, origin in resolved.origins.items()}
-
-    def where(key: str) -> str:
-        place = places.get(key, "default")
-        return key if place == "default" else place
-
-    return where
-
-
-def _capability_problems(experiment: Experiment, backend: Backend, workflow: str, where: Where) -> list[Problem]:
-    can = backend.capabilities()
-    problems = []
+def _beyond(experiment: Experiment, backend: Backend, workflow: str) -> Iterator[Finding]:
+    """What this backend cannot do."""
+    can, name = backend.capabilities(), backend.name
     if workflow not in can.workflows:
-        problems.append(Problem("command line", f"{backend.name} has no workflow '{workflow}'", _offer(can.workflows)))
-    if experiment.model.model_type not in can.model_types:
-        problems.append(
-            Problem(
-                where("model.model_type"),
-                f"{backend.name} does not know model_type '{experiment.model.model_type}'",
-                _offer(can.model_types),
-            )
-        )
+        yield Finding("backend", f"{name} has no workflow '{workflow}'", _offer(can.workflows))
+    family = experiment.model.model_type
+    if family not in can.model_types:
+        yield Finding("model.model_type", f"{name} has no model_type '{family}'", _offer(can.model_types))
     for axis in AXES:
         size = getattr(experiment.parallel, axis)
         if size not in (1, "auto") and axis not in can.parallel_axes:
-            problems.append(
-                Problem(
-                    where(f"parallel.{axis}"),
-                    f"parallel.{axis}: {size}, but {backend.name} has no such axis",
-                    f"parallel.{axis}: 1; {_offer(can.parallel_axes)}",
-                )
-            )
-    device = experiment.hardware.device
+            yield Finding(f"parallel.{axis}", f"{name} cannot split along '{axis}' ({size})", _offer(can.parallel_axes))
+    device, precision = experiment.hardware.device, experiment.precision
     if device not in can.precisions:
-        problems.append(
-            Problem(where("hardware.device"), f"{backend.name} does not run on {device}", _offer(can.precisions))
-        )
-    elif experiment.precision not in can.precisions[device]:
-        problems.append(
-            Problem(
-                where("precision"),
-                f"{backend.name} has no {experiment.precision} on {device} ({experiment.hardware.name})",
-                _offer(can.precisions[device]),
-            )
-        )
+        yield Finding("hardware.device", f"{name} does not run on {device}", _offer(can.precisions))
+    elif precision not in can.precisions[device]:
+        kind = device if device == experiment.hardware.name else f"{device} ({experiment.hardware.name})"
+        yield Finding("precision", f"{name} has no {precision} on {kind}", _offer(can.precisions[device]))
     for rule, reason in sorted(can.unsupported.items()):
         key, _, value = rule.partition("=")
-        actual = _get(experiment, key)
-        if (str(actual) == value) if value else actual != _default(key):
-            problems.append(Problem(where(key), f"{key}: {actual} cannot be honoured by {backend.name}: {reason}"))
-    return problems
+        actual = _value(experiment, key)
+        if (_spelt(actual) == value) if value else actual != _default(key):
+            yield Finding(
+                key,
+                f"{key}: {_spelt(actual)} cannot be honoured by {name}: {reason}",
+                f"{key}: {_spelt(_default(key))}",
+            )
 
 
-def _offer(choices: Any) -> str:
-    return "it has: " + ", ".join(sorted(choices))
+def _offer(choices: Iterable[str]) -> str:
+    return "it has " + ", ".join(sorted(choices))
 
 
-def _get(experiment: Experiment, key: str) -> Any:
-    value: Any = experiment
+def _spelt(value: object) -> str:
+    """As YAML spells it."""
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    )
+
+
+def _value(experiment: Experiment, key: str) -> object:
+    value: object = experiment
     for name in key.split("."):
         value = getattr(value, "async_" if name == "async" else name, None)
     return value
 
 
-def _default(key: str) -> Any:
-    """Default of the schema for a dotted key; None where the key has none."""
+def _default(key: str) -> object:
+    """What the schema says for a dotted key; None where it says nothing."""
     section: Any = Experiment
     *parents, last = key.split(".")
     for name in parents:
@@ -152,17 +161,13 @@ def _default(key: str) -> Any:
     return section.model_fields["async_" if last == "async" else last].get_default(call_default_factory=True)
 
 
-SECRET_WORDS = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS", "KEY"}
-
-
-def _secret_problems(experiment: Experiment, where: Where) -> list[Problem]:
+def _secrets(experiment: Experiment) -> Iterator[Finding]:
     """A plan is a file that many can read: what looks like a secret must not get into it."""
-    return [
-        Problem(
-            where(f"env.{name}"),
-            f"env.{name} looks like a secret; it would be written to plan.json and to reports",
-            f"export {name} where the processes start and remove it from the experiment",
-        )
-        for name in sorted(experiment.env)
-        if SECRET_WORDS & set(name.upper().split("_")[-1:]) or "SECRET" in name.upper().split("_")
-    ]
+    for name in sorted(experiment.env):
+        words = name.upper().split("_")
+        if words[-1] in SECRET_ENDINGS or "SECRET" in words:
+            yield Finding(
+                f"env.{name}",
+                f"env.{name} looks like a secret; plan.json and reports would show it",
+                f"remove it and export {name} where the processes start",
+            )
