@@ -72,7 +72,7 @@ def _sequence(experiment: Experiment) -> Iterator[Finding]:
         )[:1]
         yield Finding(
             "train.seq_length",
-            f"train.seq_length: {length} does not divide by {axes} = {split}, which split the sequence",
+            f"train.seq_length: {length} does not divide by {axes}, which split the sequence",
             f"train.seq_length: {either(fitting)}",
         )
 
@@ -120,7 +120,7 @@ def _pipeline(experiment: Experiment, topology: Topology | None) -> Iterator[Fin
     if stages * virtual > layers:
         yield Finding(
             "parallel.pipeline",
-            f"parallel: pipeline {stages} x virtual_pipeline {virtual} = {stages * virtual} stages for {layers} layers",
+            f"parallel: {product({'pipeline': stages, 'virtual_pipeline': virtual})} stages for {layers} layers",
             f"{layers} stages at most",
         )
     if topology is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import gcd
+from math import gcd, prod
 from typing import NamedTuple
 
 from primus.errors import Problem
@@ -49,6 +49,7 @@ def count(number: int, noun: str) -> str:
 
 
 def product(sizes: dict[str, int]) -> str:
-    """``tensor 2 x pipeline 3``: without the axes of size 1, unless all are."""
+    """``tensor 2 x pipeline 3 = 6``: without the axes of size 1, unless all are."""
     shown = {axis: size for axis, size in sizes.items() if size > 1} or sizes
-    return " x ".join(f"{axis} {size}" for axis, size in shown.items())
+    text = " x ".join(f"{axis} {size}" for axis, size in shown.items())
+    return text if len(shown) == 1 else f"{text} = {prod(shown.values())}"

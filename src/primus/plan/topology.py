@@ -69,7 +69,7 @@ def _no_fit(parallel: Parallel, world: int, machine: str) -> Finding:
     largest = max(sizes, key=lambda axis: sizes[axis])
     return Finding(
         f"parallel.{largest}",
-        f"parallel: {product(sizes)} = {total} does not divide {machine}",
+        f"parallel: {product(sizes)} does not divide {machine}",
         ", or ".join(remedies),
     )
 
@@ -82,7 +82,7 @@ def _no_match(parallel: Parallel, data_shard: int, world: int, machine: str) -> 
     remedies.append(f"start {count(total, 'process')}")
     return Finding(
         "parallel.data_shard",
-        f"parallel: {product(sizes)} = {total}, but there are {machine}",
+        f"parallel: {product(sizes)}, but there are {machine}",
         ", or ".join(remedies),
     )
 
