@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 
 from primus.config.document import Node
 from primus.config.experiment import Experiment
+from primus.config.keys import keys
 from primus.errors import Problem
 
 Finding = tuple[str, str, str]
 """Dotted key to point at, message, remedy."""
 Written = Callable[[str], bool]
-"""Whether the experiment file or the command line itself sets a key; presets and defaults do not count."""
+"""Whether the experiment file or the command line itself sets a key, and not just to its default."""
 
 RESERVED = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -35,7 +36,10 @@ def check(experiment: Experiment, tree: Node) -> list[Problem]:
             if entry is None:
                 return False
             node = entry.node
-        return node.value is not None and node.mark.source.kind in ("file", "override")
+        field = keys()[key].field
+        if node.value is None or node.value == field.get_default(call_default_factory=True, validated_data={}):
+            return False
+        return node.mark.source.kind in ("file", "override")
 
     return [
         tree_key_mark(tree, key).problem(message, remedy)

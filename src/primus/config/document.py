@@ -24,13 +24,15 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 @dataclass(frozen=True)
 class Node:
     """A value. ``value`` is a scalar, a list of nodes, or a dict of entries; ``text`` is a scalar as written.
-    ``interpolated``: the whole value came from one ``${VAR}``. ``size`` counts the nodes below and itself."""
+    ``interpolated``: the whole value came from one ``${VAR}``. ``size`` counts the nodes below and itself.
+    ``replaced``: what merging put this in the place of."""
 
     value: Scalar | list[Node] | dict[str, Entry]
     mark: Mark
     text: str = ""
     interpolated: bool = False
     size: int = 1
+    replaced: Node | None = field(default=None, compare=False, repr=False)
 
     def plain(self) -> Any:
         """The value without positions."""

@@ -150,7 +150,7 @@ class DataSource(Section):
 
 
 class Data(Section):
-    """Token datasets, made by `primus-cli data prepare`. Sample order depends on them, `train.seed` and nothing else."""
+    """Token datasets, made by `primus-cli data prepare`. The order of samples follows from them and `train.seed`."""
 
     train: Text | Annotated[list[Text | DataSource], Field(min_length=1)] = Field(
         description="Prefix of a prepared dataset, a list of them (a mixture by weight), `stdlib` (the embedded "
@@ -175,7 +175,7 @@ class Data(Section):
 
 
 class Train(Section):
-    """Length of the run and size of its batches, in sequences. Gradient accumulation follows from these and the ranks."""
+    """Length of the run and size of its batches, in sequences. Gradient accumulation follows from them and the ranks."""
 
     steps: PositiveInt = Field(description="Optimizer steps in total.")
     global_batch_size: PositiveInt = Field(description="Sequences an optimizer step.")

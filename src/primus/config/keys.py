@@ -98,7 +98,7 @@ def _one(kind: Any, metadata: list[Any]) -> str:
     if isinstance(kind, type) and issubclass(kind, Section):
         known = fields(kind)
         needed = [name for name, field in known.items() if field.is_required()]
-        shown = (needed or list(known))[:4]
+        shown = [*needed, *(name for name in known if name not in needed)][:4]
         return f"a map of {', '.join(shown)}{', ...' if len(known) > len(shown) else ''}"
     simple = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a map"}
     return simple[origin or kind] + _range(kind, metadata)

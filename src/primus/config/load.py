@@ -35,6 +35,11 @@ class Resolved:
     text: str
     tree: Node = field(repr=False)
 
+    def node(self, key: str) -> Node | None:
+        """What the winning layer wrote for the dotted `key`; None when nothing did. Names of environment variables and
+        native keys may hold dots themselves."""
+        return _find(self.tree, key)
+
     def mark(self, key: str) -> Mark:
         """Where `key`, or else the section it would stand in, is written; the file's beginning if neither is."""
         return validate.tree_key_mark(self.tree, key)
@@ -43,6 +48,20 @@ class Resolved:
         """A Problem that points at the line which sets `key`, for PlanError and its like."""
         mark = self.mark(key)
         return mark.problem(message, remedy) if mark != self.tree.mark else Problem(str(self.path), message, remedy)
+
+
+def _find(node: Node, key: str) -> Node | None:
+    if not isinstance(node.value, dict):
+        return None
+    if key in node.value:
+        return node.value[key].node
+    parts = key.split(".")
+    for length in range(1, len(parts)):
+        entry = node.value.get(".".join(parts[:length]))
+        found = _find(entry.node, ".".join(parts[length:])) if entry else None
+        if found is not None:
+            return found
+    return None
 
 
 def load(path: Path | str, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Resolved:

@@ -13,10 +13,15 @@ def merge(lower: Node, upper: Node) -> Node:
     Associative. A ``null`` replaces like any other value; what it stands for (the default) is decided after merging.
     """
     if not (isinstance(lower.value, dict) and isinstance(upper.value, dict)):
-        return upper
+        return replace(upper, replaced=_under(upper, lower))
     entries = dict(lower.value)
     for key, entry in upper.value.items():
         below = entries.get(key)
         # the key of a section shared by both is the upper one's: an error points at what was written last
         entries[key] = Entry(entry.key, merge(below.node, entry.node)) if below else entry
     return replace(upper, value=entries)
+
+
+def _under(upper: Node, lower: Node) -> Node:
+    """What `upper` already stood over, with `lower` at the very bottom."""
+    return lower if upper.replaced is None else replace(upper.replaced, replaced=_under(upper.replaced, lower))

@@ -71,8 +71,8 @@ def _check_map(
                 )
             elif not _fits(entry.node.value, key.type):
                 yield entry.node.mark.problem(
-                    f"{backend}.{dotted} must be {key.type}, but is {_shown(entry.node)}",
-                    "see the engine's documentation",
+                    f"{backend}.{dotted} must be {_words(key.type)}, but is {_shown(entry.node)}",
+                    key.description,
                 )
             elif key.choices and not isinstance(entry.node.value, dict | list) and entry.node.value not in key.choices:
                 near = closest(str(entry.node.value), [str(choice) for choice in key.choices], cutoff=0.5)
@@ -130,6 +130,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "none": (type(None),),
     "null": (type(None),),
 }
+
+
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+
+
+def _words(declared: str) -> str:
+    parts = [part.strip() for part in declared.split("|")]
+    return ", or ".join(_WORDS.get(part, part) for part in parts)
 
 
 def _fits(value: Any, declared: str) -> bool:

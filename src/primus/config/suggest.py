@@ -28,6 +28,10 @@ def unknown_key(section: str, name: str) -> str:
     keyboard, a key of another section, another system's name for it, something less near."""
     table = keys()
     here = [key.name for key in table.values() if key.section == section]
+    if not section:
+        from primus.backends import registry
+
+        here += ["extends", *registry.names()]
     return (
         _meant(closest(name, here, cutoff=0.78))
         or (

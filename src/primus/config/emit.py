@@ -1,0 +1,56 @@
+"""Values written as YAML that this package, and YAML 1.1 parsers, read back as the same values."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from primus.config.scalars import resolve
+
+_SAFE = re.compile(r"[A-Za-z0-9_./~%+@-][A-Za-z0-9_./~%+@:,=*() \-]*\Z")
+_NUMBER_ELSEWHERE = re.compile(r"[-+.]?[0-9][0-9a-fA-FxoT_.:+ -]*\Z")
+"""What other parsers may take for a number, a time or a date."""
+_YAML_1_1_WORDS = frozenset({"yes", "no", "on", "off", "y", "n"})
+
+
+def flow(value: Any) -> str:
+    """`value` on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{text(str(key), True)}: {flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(text(item, True) if isinstance(item, str) else flow(item) for item in value) + "]"
+    return text(value) if isinstance(value, str) else scalar(value)
+
+
+def scalar(value: Any) -> str:
+    """A number, boolean or null. Floats keep a point, without which YAML 1.1 takes ``1e-05`` for text."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        mantissa, exponent, power = repr(value).partition("e")
+        return f"{mantissa}{'' if '.' in mantissa else '.0'}{exponent}{power}" if exponent else mantissa
+    return str(value)
+
+
+def text(value: str, inside_flow: bool = False) -> str:
+    """Text, quoted only where it would otherwise be read as something else."""
+    value = value.replace("${", "$${")
+    plain = (
+        _SAFE.match(value)
+        and not value.startswith(("- ", "%", "@", "~"))
+        and ": " not in value
+        and not value.endswith((":", " "))
+        and value.lower() not in _YAML_1_1_WORDS
+        and _is_text(value)
+    )
+    if plain and not (inside_flow and re.search(r"[,{}\[\]:]", value)) and value not in ("-", "<<", "="):
+        return value
+    return json.dumps(value, ensure_ascii=not value.isprintable())
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return isinstance(resolve(value), str) and not _NUMBER_ELSEWHERE.match(value)
+    except ValueError:
+        return False
