@@ -6,9 +6,10 @@ Contradictions within the experiment alone are found earlier, by ``primus.config
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from primus.config.experiment import Experiment, Model
-from primus.plan.finding import Finding, either, nearest_divisors, nearest_multiples, product
+from primus.plan.finding import Finding, count, either, nearest_divisors, nearest_multiples, product
 from primus.plan.model_size import dense_layers, key_value_heads
 from primus.plan.plan import Topology
 
@@ -19,7 +20,7 @@ def check(experiment: Experiment, topology: Topology | None) -> list[Finding]:
         *_family(experiment.model),
         *_sequence(experiment),
         *_sharding(experiment),
-        *_pipeline(experiment, topology),
+        *_pipeline(experiment),
         *_profile(experiment, topology),
     ]
 
@@ -74,6 +75,7 @@ def _sequence(experiment: Experiment) -> Iterator[Finding]:
             "train.seq_length",
             f"train.seq_length: {length} does not divide by {axes}, which split the sequence",
             f"train.seq_length: {either(fitting)}",
+            general=True,
         )
 
 
@@ -112,33 +114,16 @@ def _sharding(experiment: Experiment) -> Iterator[Finding]:
         )
 
 
-def _pipeline(experiment: Experiment, topology: Topology | None) -> Iterator[Finding]:
-    parallel, layers = experiment.parallel, experiment.model.num_hidden_layers
-    stages, virtual = parallel.pipeline, parallel.virtual_pipeline
-    if stages == 1:
-        return
-    if stages * virtual > layers:
+def _pipeline(experiment: Experiment) -> Iterator[Finding]:
+    """Every stage holds a layer. What schedules ask of the microbatches differs from engine to engine."""
+    layers, sizes = experiment.model.num_hidden_layers, {}
+    for axis in ("pipeline", "virtual_pipeline"):
+        sizes[axis] = getattr(experiment.parallel, axis)
+    if prod(sizes.values()) > layers:
         yield Finding(
             "parallel.pipeline",
-            f"parallel: {product({'pipeline': stages, 'virtual_pipeline': virtual})} stages for {layers} layers",
-            f"{layers} stages at most",
-        )
-    if topology is None:
-        return
-    batches, rank_batch = topology.microbatches, topology.data_parallel * topology.micro_batch_size
-    if batches < stages:
-        yield Finding(
-            "train.global_batch_size",
-            f"train.global_batch_size: {experiment.train.global_batch_size} makes {batches} microbatches of "
-            f"{rank_batch}, which cannot fill {stages} pipeline stages",
-            f"train.global_batch_size: {rank_batch * stages} or more",
-        )
-    elif virtual > 1 and batches % stages:
-        options = [rank_batch * multiple for multiple in nearest_multiples(batches, stages)]
-        yield Finding(
-            "train.global_batch_size",
-            f"interleaved stages need microbatches ({batches}) in multiples of parallel.pipeline ({stages})",
-            f"train.global_batch_size: {either(options)}",
+            f"parallel: {product(sizes)} stages for {count(layers, 'layer')}",
+            f"{count(layers, 'stage')} at most",
         )
 
 

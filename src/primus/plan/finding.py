@@ -13,15 +13,18 @@ SEARCH = 4096
 
 
 class Finding(NamedTuple):
-    """key: a dotted key of the experiment, or an option of the command line (``--nproc``)."""
+    """key: a dotted key of the experiment, or an option of the command line (``--nproc``).
+    general: engines have stricter rules of their own here; what one says of the same key replaces this."""
 
     key: str
     message: str
     remedy: str = ""
+    general: bool = False
 
     def problem(self, at: Callable[[str, str, str], Problem]) -> Problem:
         """`at` makes the Problem that points at where a key was set."""
-        return Problem(*self) if self.key.startswith("-") else at(*self)
+        make = Problem if self.key.startswith("-") else at
+        return make(self.key, self.message, self.remedy)
 
 
 def nearest_divisors(value: int, total: int) -> list[int]:
@@ -44,8 +47,8 @@ def either(values: list[int]) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"
+    plural = f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def product(sizes: dict[str, int]) -> str:

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from primus.backends import registry
-from primus.backends.base import Backend
+from primus.backends.base import Backend, NativeConfig
 from primus.config import huggingface
 from primus.config.experiment import Experiment, Workflow
 from primus.errors import DataError, PlanError, Problem
 from primus.plan import checks, model_size, topology
 from primus.plan.finding import Finding
-from primus.plan.plan import Plan, PlannedData
+from primus.plan.plan import Patch, Plan, PlannedData
 
 if TYPE_CHECKING:
     from primus.config.load import Resolved
 
+Translation = tuple[NativeConfig, dict[str, str], tuple[Patch, ...]]
 AXES = ("data_shard", "data_replicate", "tensor", "pipeline", "context", "expert")
 SECRET_ENDINGS = {"TOKEN", "PASSWORD", "PASSWD", "CREDENTIALS", "KEY"}
 
@@ -42,22 +43,30 @@ def make_plan(
     findings += checks.check(experiment, arranged)
     findings += _beyond(experiment, backend, workflow)
     findings += _secrets(experiment)
-    problems = [finding.problem(resolved.problem) for finding in findings]
     data: PlannedData | None = None
+    of_data: list[Problem] = []
     try:
         data = _plan_data(experiment)
     except DataError as error:
-        placed = [_placed(problem, resolved) for problem in error.problems]
-        if not problems:
-            raise DataError(problems=placed) from error
-        problems += placed
-    if arranged is None or data is None or problems:
-        raise PlanError(problems=problems)
+        of_data = [_placed(problem, resolved) for problem in error.problems]
+        if not findings:
+            raise DataError(problems=of_data) from error
     experiment = _with_local_start(experiment)
-    try:
-        native, backend_env, patches = backend.plan(experiment, arranged, data)
-    except PlanError as error:
-        raise PlanError(problems=[_placed(problem, resolved) for problem in error.problems]) from error
+    translated: Translation | None = None
+    of_engine: list[Problem] = []
+    if arranged is not None and data is not None:
+        try:
+            translated = backend.plan(experiment, arranged, data)
+        except PlanError as error:
+            of_engine = list(error.problems)
+    refined = {problem.where for problem in of_engine}
+    findings = [finding for finding in findings if not (finding.general and finding.key in refined)]
+    said = {finding.key for finding in findings}
+    problems = [finding.problem(resolved.problem) for finding in findings] + of_data
+    problems += [_placed(problem, resolved) for problem in of_engine if problem.where not in said]
+    if arranged is None or data is None or translated is None or problems:
+        raise PlanError(problems=problems)
+    native, backend_env, patches = translated
     return Plan(
         workflow=workflow,
         experiment=experiment,
