@@ -1,0 +1,65 @@
+"""TorchTitan behind the backend protocol. Planning is pure and imports neither torch nor torchtitan."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Literal
+
+from primus.backends.base import Capabilities, NativeConfig, NativeKey, NativeSchema, Result, Session
+from primus.config.experiment import Experiment
+from primus.plan.plan import Patch, Plan, PlannedData, Topology
+
+if TYPE_CHECKING:
+    from primus.backends.base import Backend
+
+
+class TorchTitanBackend:
+    """Pre-training with TorchTitan 0.3.0."""
+
+    name = "torchtitan"
+    environment = "torch"
+    processes: Literal["torchrun", "plain"] = "torchrun"
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            workflows=frozenset({"pretrain"}),
+            model_types=frozenset({"llama", "qwen3", "deepseek_v3", "gpt_oss"}),
+            parallel_axes=frozenset({"data_shard", "data_replicate", "tensor", "pipeline", "context", "expert"}),
+            precisions={
+                "cpu": frozenset({"fp32", "bf16"}),
+                "cuda": frozenset({"fp32", "bf16", "fp8"}),
+                "rocm": frozenset({"fp32", "bf16", "fp8"}),
+            },
+            unsupported={"moe.balance=aux_loss": "TorchTitan has no auxiliary balance loss; use bias or none"},
+        )
+
+    def native_schema(self) -> NativeSchema:
+        return _schema()
+
+    def plan(
+        self, experiment: Experiment, topology: Topology, data: PlannedData
+    ) -> tuple[NativeConfig, dict[str, str], tuple[Patch, ...]]:
+        from primus.backends.torchtitan.patches import for_device
+        from primus.backends.torchtitan.translate import native_config
+
+        device = experiment.hardware.device
+        env = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if device == "cuda" else {}
+        return native_config(experiment, topology, data), env, for_device(device)
+
+    def run(self, plan: Plan, session: Session) -> Result:
+        from primus.backends.torchtitan.worker import run
+
+        return run(plan, session)
+
+
+@cache
+def _schema() -> NativeSchema:
+    snapshot = json.loads((files(__package__) / "native_schema.json").read_text(encoding="utf-8"))
+    keys = {name: NativeKey(**{**key, "choices": tuple(key.get("choices", ()))}) for name, key in snapshot["keys"].items()}
+    return NativeSchema(snapshot["engine"], keys)
+
+
+if TYPE_CHECKING:
+    _conforms: Backend = TorchTitanBackend()

@@ -1,0 +1,193 @@
+"""The declared changes to TorchTitan's and PyTorch's code: what, why, and when each may go.
+
+Everything else extends TorchTitan through its own seams (configs, subclasses, ``@override``). A plan lists the patches of
+its device; ``apply`` makes them before any other TorchTitan module is imported and verifies every one. A patch whose
+reason is absent on this machine (a newer torch, an installed triton) is left out; one whose target is missing is an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from primus.errors import EnvironmentFault
+from primus.plan.plan import Patch
+
+VERSIONS = "torchtitan==0.3.0"
+KERNELS = "torchtitan.distributed.minimal_async_ep.kernels"
+
+
+@dataclass(frozen=True)
+class Mend:
+    """A patch and how to make it. `needed` decides on this machine; `apply` makes it; `holds` verifies it."""
+
+    patch: Patch
+    devices: frozenset[str]
+    needed: Callable[[], bool]
+    apply: Callable[[], None]
+    holds: Callable[[], bool]
+
+
+def _triton_missing() -> bool:
+    return importlib.util.find_spec("triton") is None
+
+
+def _stub_kernels() -> None:
+    """Stand in for the one module that needs triton at import. Its kernels serve an expert-parallel dispatcher for
+    GPUs; a use of any of them says so."""
+
+    def missing(name: str) -> Callable[..., None]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def kernel(*_: object, **__: object) -> None:
+            raise EnvironmentFault(f"{KERNELS}.{name} needs triton, which this environment does not have")
+
+        return kernel
+
+    module = types.ModuleType(KERNELS)
+    module.__getattr__ = missing  # type: ignore[method-assign]
+    sys.modules[KERNELS] = module
+
+
+def _kernels_import() -> bool:
+    return hasattr(sys.modules.get(KERNELS), "copy_rows_to_peers_kernel")
+
+
+def _use_cpu() -> None:
+    import torchtitan.tools.utils as utils
+
+    from primus.backends.torchtitan.platform import CpuDevice
+
+    if not (hasattr(utils, "device_type") and hasattr(utils, "device_module")):
+        raise AttributeError("torchtitan.tools.utils has no device_type and device_module")
+    settings: Any = utils
+    settings.device_type, settings.device_module = "cpu", CpuDevice()
+
+
+def _cpu_in_use() -> bool:
+    import torchtitan.tools.utils as utils
+    from torchtitan.distributed import utils as importer
+
+    return utils.device_type == "cpu" == importer.device_type
+
+
+def _no_set_timeout() -> bool:
+    import torch.distributed as dist
+
+    return not hasattr(dist, "set_timeout")
+
+
+def _add_set_timeout() -> None:
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    dist.set_timeout = _set_pg_timeout  # type: ignore[attr-defined]
+
+
+def _eager_block_mask() -> None:
+    import torchtitan.models.common.attention as attention
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    if not hasattr(attention, "_compiled_create_block_mask"):
+        raise AttributeError("torchtitan.models.common.attention has no _compiled_create_block_mask")
+    attention._compiled_create_block_mask = create_block_mask
+
+
+def _block_mask_is_eager() -> bool:
+    import torchtitan.models.common.attention as attention
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return attention._compiled_create_block_mask is create_block_mask
+
+
+def _always() -> bool:
+    return True
+
+
+EVERY = frozenset({"cpu", "cuda", "rocm"})
+CPU = frozenset({"cpu"})
+
+MENDS: tuple[Mend, ...] = (
+    Mend(
+        Patch(
+            target=KERNELS,
+            versions=VERSIONS,
+            reason="importing any model imports these triton kernels; a build of torch without triton cannot",
+            removal="TorchTitan imports them when that dispatcher is used",
+        ),
+        EVERY,
+        _triton_missing,
+        _stub_kernels,
+        _kernels_import,
+    ),
+    Mend(
+        Patch(
+            target="torchtitan.tools.utils.device_type, device_module",
+            versions=VERSIONS,
+            reason="the device is chosen at import and is never the CPU; torch.cpu lacks five functions it calls",
+            removal="TorchTitan takes the device from its configuration",
+        ),
+        CPU,
+        _always,
+        _use_cpu,
+        _cpu_in_use,
+    ),
+    Mend(
+        Patch(
+            target="torch.distributed.set_timeout",
+            versions=VERSIONS + ", torch without torch.distributed.set_timeout",
+            reason="TorchTitan calls a function that only nightly builds of torch have",
+            removal="the locked torch has it",
+        ),
+        EVERY,
+        _no_set_timeout,
+        _add_set_timeout,
+        lambda: not _no_set_timeout(),
+    ),
+    Mend(
+        Patch(
+            target="torchtitan.models.common.attention._compiled_create_block_mask",
+            versions=VERSIONS,
+            reason="compiling the mask builder costs seconds and a C++ compiler on a CPU, where it gains nothing",
+            removal="TorchTitan lets a configuration choose",
+        ),
+        CPU,
+        _always,
+        _eager_block_mask,
+        _block_mask_is_eager,
+    ),
+)
+
+
+def for_device(device: str) -> tuple[Patch, ...]:
+    """The patches a plan for `device` (cpu, cuda, rocm) lists."""
+    return tuple(mend.patch for mend in MENDS if device in mend.devices)
+
+
+def apply(patches: Sequence[Patch]) -> None:
+    """Make the `patches` of a plan in this process and verify each. Raises EnvironmentFault for one that does not apply."""
+    mends = {mend.patch: mend for mend in MENDS}
+    for patch in patches:
+        mend = mends.get(patch)
+        if mend is None:
+            raise EnvironmentFault(
+                "this version of Primus has no such patch", where=patch.target, remedy="plan the run again with this version"
+            )
+        if not mend.needed():
+            continue
+        try:
+            mend.apply()
+            holds = mend.holds()
+        except (ImportError, AttributeError) as error:
+            raise EnvironmentFault(
+                f"the patch for {patch.versions} does not apply: {error}",
+                where=patch.target,
+                remedy="use the locked environment: `primus-cli env create torch`",
+            ) from error
+        if not holds:
+            raise EnvironmentFault("the patch was made but has no effect", where=patch.target)

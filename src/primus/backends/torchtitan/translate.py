@@ -1,0 +1,224 @@
+"""From an experiment to TorchTitan's own configuration. Pure: neither torch nor torchtitan is imported here.
+
+The native configuration has one entry for each of TorchTitan's configuration sections and names only what differs from
+TorchTitan's defaults; ``configure.py`` turns it into TorchTitan's dataclasses inside a worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from primus.backends.base import NativeConfig
+from primus.backends.torchtitan.models import limits
+from primus.config.experiment import Experiment
+from primus.config.units import seconds
+from primus.errors import PlanError, Problem
+from primus.plan.plan import PlannedData, Topology
+
+SCHEDULES = {"1f1b": "1F1B", "interleaved_1f1b": "Interleaved1F1B", "gpipe": "GPipe"}
+BLOCK = 128
+"""Tokens of one block of a FlexAttention mask, which context parallelism cannot cut."""
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp8": "bfloat16"}
+
+
+def native_config(experiment: Experiment, topology: Topology, data: PlannedData) -> NativeConfig:
+    """TorchTitan's configuration for `experiment`. Raises PlanError naming everything that cannot be honoured."""
+    own = experiment.native.get("torchtitan", {})
+    problems = refusals(experiment, topology, data, own)
+    if problems:
+        raise PlanError(problems=problems)
+    cpu = experiment.hardware.device == "cpu"
+    local_batch = topology.micro_batch_size * (topology.microbatches if topology.pipeline > 1 else 1)
+    native: NativeConfig = {
+        "training": {
+            "local_batch_size": local_batch,
+            "global_batch_size": experiment.train.global_batch_size,
+            "seq_len": experiment.train.seq_length,
+            "steps": experiment.train.steps,
+            "max_norm": experiment.optimizer.clip_grad_norm,
+            "mixed_precision_param": DTYPES[experiment.precision],
+            # TorchTitan's default captures forward and backward; host work in a step (masks, experts) forbids it
+            "disable_cuda_graphs": True,
+        },
+        "parallelism": {
+            "data_parallel_replicate_degree": topology.data_replicate,
+            "data_parallel_shard_degree": topology.data_shard,
+            "tensor_parallel_degree": topology.tensor,
+            "pipeline_parallel_degree": topology.pipeline,
+            "context_parallel_degree": topology.context,
+            "expert_parallel_degree": topology.expert,
+            # "spmd_types", TorchTitan's default, needs a nightly torch
+            "spmd_backend": "partial_dtensor",
+        },
+        "compile": {"enable": experiment.compile},
+        "comm": {"train_timeout_seconds": max(1, round(seconds(experiment.resilience.hang_timeout)))},
+        "debug": {"seed": experiment.train.seed, "enable_structured_logging": False},
+        "activation_checkpoint": {"mode": experiment.recompute},
+        "optimizer": {"implementation": "fused"},
+        "override": {"imports": []},
+        "profiler": {},
+        "float8": {},
+        # on a GPU the logits of a whole batch would take more memory than the model
+        "loss": {"num_chunks": 1 if cpu else 8},
+    }
+    if topology.pipeline > 1:
+        native["parallelism"] |= {
+            "pipeline_parallel_schedule": SCHEDULES[schedule(experiment)],
+            "pipeline_parallel_microbatch_size": topology.micro_batch_size,
+            "module_fqns_per_model_part": stages(
+                experiment.model.num_hidden_layers, topology.pipeline * experiment.parallel.virtual_pipeline
+            ),
+        }
+    if cpu:
+        native["comm"]["trace_buf_size"] = 0  # the flight recorder is NCCL's
+        if _attention(experiment, topology, data) == "flex":
+            native["override"]["imports"] = ["primus.backends.torchtitan.attention.masked_attention"]
+    for section, values in own.items():
+        if section == "override":
+            native["override"]["imports"] += values.get("imports", [])
+        elif section == "activation_checkpoint" and "memory_budget" in values:
+            native[section] = {"mode": "memory_budget", **values}
+        else:
+            native[section] |= values
+    return native
+
+
+def schedule(experiment: Experiment) -> str:
+    default = "interleaved_1f1b" if experiment.parallel.virtual_pipeline > 1 else "1f1b"
+    return experiment.parallel.schedule or default
+
+
+def stages(layers: int, count: int) -> list[list[str]]:
+    """Names of the modules on each of `count` pipeline stages, in order. Embedding and output head each weigh as much
+    as one layer, so the first and the last stage hold fewer layers; the first stages take what does not divide."""
+    base, extra = divmod(layers + 2, count)
+    sizes = [base + (1 if stage < extra else 0) for stage in range(count)]
+    sizes[0] -= 1
+    sizes[-1] -= 1
+    while min(sizes) < 1:  # short models: no stage without a layer
+        sizes[sizes.index(max(sizes))] -= 1
+        sizes[sizes.index(min(sizes))] += 1
+    parts, first = [], 0
+    for size in sizes:
+        parts.append([f"layers.{layer}" for layer in range(first, first + size)])
+        first += size
+    return [["tok_embeddings", *parts[0]], *parts[1:-1], [*parts[-1], "norm", "lm_head"]]
+
+
+def refusals(experiment: Experiment, topology: Topology, data: PlannedData, own: dict[str, Any]) -> list[Problem]:
+    """Everything in `experiment` that TorchTitan cannot do as asked. What any engine would refuse is found before."""
+    model = experiment.model
+    problems = limits.problems(model, moe=experiment.moe, pipeline=topology.pipeline)
+    problems += _precision(experiment)
+    problems += _sequence(experiment, topology, data)
+    if topology.pipeline > 1 or experiment.parallel.virtual_pipeline > 1 or experiment.parallel.schedule:
+        problems += _pipeline(experiment, topology)
+    problems += _profile(experiment, topology)
+    problems += _native(experiment, own)
+    try:
+        seconds(experiment.resilience.hang_timeout)
+    except ValueError as error:
+        problems.append(Problem("resilience.hang_timeout", f"'{experiment.resilience.hang_timeout}' {error}"))
+    return problems
+
+
+def _attention(experiment: Experiment, topology: Topology, data: PlannedData) -> str:
+    return limits.attention_backend(
+        experiment.model, data.document_attention, topology.context, experiment.hardware.device
+    )
+
+
+def _precision(experiment: Experiment) -> list[Problem]:
+    hardware = experiment.hardware
+    if experiment.precision != "fp8" or not hardware.peak_tflops or "fp8" in hardware.peak_tflops:
+        return []
+    return [
+        Problem("precision", f"{hardware.name} has no fp8 arithmetic", "bf16; fp8 needs MI300X, H100 or newer")
+    ]
+
+
+def _sequence(experiment: Experiment, topology: Topology, data: PlannedData) -> list[Problem]:
+    length, context, tensor = experiment.train.seq_length, topology.context, topology.tensor
+    unit, reason = 1, ""
+    if context > 1:
+        unit, reason = 2 * context * tensor, f"2 x context {context}"
+        if _attention(experiment, topology, data) == "flex":
+            blocks = BLOCK * context
+            unit = blocks if blocks % unit == 0 else blocks * tensor
+            reason = f"{BLOCK} x context {context}"
+        reason += f" x tensor {tensor}" if tensor > 1 else ""
+    elif tensor > 1:
+        unit, reason = tensor, f"parallel.tensor {tensor}, over which sequence parallelism cuts each sequence"
+    if length % unit == 0:
+        return []
+    return [
+        Problem(
+            "train.seq_length",
+            f"{length} tokens do not divide by {unit} ({reason})",
+            f"train.seq_length: {' or '.join(str(n) for n in (length // unit * unit, -(-length // unit) * unit) if n)}",
+        )
+    ]
+
+
+def _pipeline(experiment: Experiment, topology: Topology) -> list[Problem]:
+    ranks, virtual, microbatches = topology.pipeline, experiment.parallel.virtual_pipeline, topology.microbatches
+    name, layers = schedule(experiment), experiment.model.num_hidden_layers
+    problems = []
+    if ranks == 1:
+        keys = "parallel.virtual_pipeline" if virtual > 1 else "parallel.schedule"
+        return [Problem(keys, f"there is one pipeline stage, so {keys} would do nothing", "parallel.pipeline: 2 or more, or remove it")]
+    if virtual > 1 and name != "interleaved_1f1b":
+        problems.append(
+            Problem("parallel.schedule", f"{name} runs one stage a rank, not {virtual}", "parallel.schedule: interleaved_1f1b")
+        )
+    if virtual == 1 and name == "interleaved_1f1b":
+        problems.append(
+            Problem("parallel.virtual_pipeline", "interleaved_1f1b needs two or more stages a rank", "parallel.virtual_pipeline: 2")
+        )
+    if ranks * virtual > layers:
+        problems.append(
+            Problem("parallel.pipeline", f"{ranks} x {virtual} stages are more than the model's {layers} layers", "fewer stages")
+        )
+    batch = f"train.global_batch_size: {ranks * topology.micro_batch_size * topology.data_parallel} or more, or a smaller micro batch"
+    if name == "1f1b" and microbatches < ranks:
+        problems.append(Problem("parallel.pipeline", f"1f1b needs at least {ranks} microbatches a step, not {microbatches}", batch))
+    rounds = max(1, microbatches // ranks)
+    if name == "interleaved_1f1b" and (microbatches % rounds or microbatches < ranks):
+        message = f"interleaved_1f1b works in rounds of {ranks} microbatches, and {microbatches} are not whole rounds"
+        problems.append(Problem("parallel.schedule", message, batch))
+    return problems
+
+
+def _profile(experiment: Experiment, topology: Topology) -> list[Problem]:
+    profile = experiment.profile
+    if profile is None:
+        return []
+    problems = []
+    first, last = profile.steps
+    if last < first:
+        problems.append(Problem("profile.steps", f"the last step, {last}, comes before the first, {first}", f"[{last}, {first}]"))
+    absent = [rank for rank in profile.ranks if rank >= topology.world_size]
+    if absent:
+        listed = ", ".join(map(str, absent))
+        problems.append(Problem("profile.ranks", f"no rank {listed} among {topology.world_size}", f"0 to {topology.world_size - 1}"))
+    return problems
+
+
+def _native(experiment: Experiment, own: dict[str, Any]) -> list[Problem]:
+    problems = []
+    recompute = own.get("activation_checkpoint", {})
+    if "memory_budget" in recompute and not (experiment.compile and experiment.recompute == "none"):
+        problems.append(
+            Problem(
+                "torchtitan.activation_checkpoint.memory_budget",
+                "the compiler chooses what to recompute, which needs compile and excludes another policy",
+                "compile: true and recompute: none",
+            )
+        )
+    elif recompute and experiment.recompute == "none" and "memory_budget" not in recompute:
+        problems.append(
+            Problem("torchtitan.activation_checkpoint", "nothing is recomputed, so these keys would do nothing", "recompute: selective")
+        )
+    if own.get("float8") and experiment.precision != "fp8":
+        problems.append(Problem("torchtitan.float8", f"the precision is {experiment.precision}", "precision: fp8"))
+    return problems

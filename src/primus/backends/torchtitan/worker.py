@@ -1,0 +1,76 @@
+"""One worker process: patches, device checks, process group, training."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+from primus.backends.base import Result, Session
+from primus.errors import EnvironmentFault, Problem
+from primus.events.types import Notice
+from primus.plan.plan import Plan
+
+
+def run(plan: Plan, session: Session) -> Result:
+    """Train this rank's part of `plan`. Raises EnvironmentFault before step 0 when engine or devices are not as planned."""
+    _check_engine(plan)
+    from primus.backends.torchtitan import patches
+
+    patches.apply(plan.patches)
+    _check_devices(plan, session)
+
+    import torch
+    import torch.distributed as dist
+
+    if plan.experiment.hardware.device == "cpu" and "OMP_NUM_THREADS" not in plan.env:
+        from primus.backends.torchtitan.platform import available_cores
+
+        # launchers set one thread a process; the cores of this machine are shared out instead
+        torch.set_num_threads(max(1, available_cores() // plan.topology.nproc_per_node))
+
+    from primus.backends.torchtitan.configure import trainer_config
+
+    trainer = None
+    try:
+        trainer = trainer_config(plan, session).build()
+        return trainer.train_run()
+    finally:
+        if trainer is not None:
+            trainer.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _check_engine(plan: Plan) -> None:
+    problems = []
+    for package, planned in plan.engine.items():
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            found = "not installed"
+        if found.split("+")[0] != planned:
+            problems.append(Problem(package, f"the plan is for {planned}, this interpreter has {found}"))
+    if problems:
+        problems[-1] = Problem(problems[-1].where, problems[-1].message, "use the locked environment: `primus-cli env create torch`")
+        raise EnvironmentFault(problems=problems)
+
+
+def _check_devices(plan: Plan, session: Session) -> None:
+    """The device the plan is for must be there, once for each process of this node."""
+    import torch
+
+    hardware, node = plan.experiment.hardware, os.uname().nodename
+    if hardware.device == "cpu":
+        return
+    remedy = "extend the hardware preset of this machine, or choose another node"
+    if not torch.cuda.is_available():
+        raise EnvironmentFault(f"the plan is for {hardware.name}, but torch sees no accelerator", where=node, remedy=remedy)
+    kind = "rocm" if torch.version.hip is not None else "cuda"
+    if kind != hardware.device:
+        raise EnvironmentFault(f"the plan is for {hardware.device}, but this torch is built for {kind}", where=node, remedy=remedy)
+    count, needed = torch.cuda.device_count(), plan.topology.nproc_per_node
+    if count < needed and count != 1:  # a launcher may show each process its own device only
+        raise EnvironmentFault(f"the plan needs {needed} devices on a node, torch sees {count}", where=node, remedy=remedy)
+    name = torch.cuda.get_device_name(session.local_rank if count > 1 else 0)
+    if session.local_rank == 0 and hardware.name.lower() not in name.lower():
+        session.emit(Notice(message=f"the plan is for {hardware.name}; {node} has {name}, so memory and MFU figures may mislead"))
