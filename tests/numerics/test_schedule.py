@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from primus.config.experiment import Optimizer, Schedule
-from primus.numerics.schedule import learning_rate, problems
+from primus.numerics.schedule import learning_rate
 
 
 def optimizer(name: str, warmup: int, min_lr: float = 0.1, stable: int | None = None) -> Optimizer:
@@ -26,7 +26,7 @@ VECTORS = [
     ("linear", 2, None, 6, [0.5, 1.0, 0.775, 0.55, 0.325, 0.1, 0.1, 0.1]),
     ("constant", 2, None, 6, [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
     ("wsd", 2, 3, 8, [0.5, 1.0, 1.0, 1.0, 1.0, 0.7, 0.4, 0.1, 0.1]),
-    ("wsd", 0, None, 20, [1.0] * 18 + [0.55, 0.1, 0.1]),
+    ("wsd", 0, 18, 20, [1.0] * 18 + [0.55, 0.1, 0.1]),
 ]
 
 
@@ -40,13 +40,11 @@ def test_worked_values(name: str, warmup: int, stable: int | None, decay: int, e
     name=st.sampled_from(["cosine", "linear", "wsd"]),
     warmup=st.integers(0, 50),
     rest=st.integers(1, 200),
-    stable=st.none() | st.integers(0, 100),
+    share=st.floats(0, 0.99),
 )
-def test_rises_to_the_peak_falls_to_the_floor_and_stays(name: str, warmup: int, rest: int, stable: int | None) -> None:
+def test_rises_to_the_peak_falls_to_the_floor_and_stays(name: str, warmup: int, rest: int, share: float) -> None:
     decay = warmup + rest
-    chosen = optimizer(name, warmup, stable=stable if name == "wsd" else None)
-    if problems(chosen, decay):
-        return
+    chosen = optimizer(name, warmup, stable=int(share * rest) if name == "wsd" else None)
     rates = [learning_rate(step, chosen, decay) for step in range(decay + 5)]
     assert min(rates) > 0
     assert all(a < b for a, b in pairwise(rates[:warmup]))
@@ -55,12 +53,3 @@ def test_rises_to_the_peak_falls_to_the_floor_and_stays(name: str, warmup: int, 
     assert all(a >= b for a, b in pairwise(rates[max(0, warmup - 1) :]))
     assert rates[decay - 1 :] == [0.1] * 6
     assert all(math.isfinite(rate) and rate <= 1.0 for rate in rates)
-
-
-def test_contradictions_are_named() -> None:
-    assert [p.where for p in problems(optimizer("cosine", 10), 10)] == ["optimizer.schedule.warmup_steps"]
-    assert [p.where for p in problems(optimizer("constant", 1), 10)] == ["optimizer.min_lr"]
-    assert [p.where for p in problems(optimizer("linear", 1, stable=3), 10)] == ["optimizer.schedule.stable_steps"]
-    assert [p.where for p in problems(optimizer("wsd", 1, stable=9), 10)] == ["optimizer.schedule.stable_steps"]
-    assert [p.where for p in problems(optimizer("linear", 1, min_lr=2.0), 10)] == ["optimizer.min_lr"]
-    assert not problems(optimizer("wsd", 1, stable=8), 10)

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from primus.backends.torchtitan.weights import Weight, fused_qkv, norm, plain, rotary_pairs
+from primus.backends.torchtitan.weights import (
+    Weight,
+    absent,
+    experts,
+    fused_qkv,
+    norm,
+    plain,
+    rotary_pairs,
+    transposed_experts,
+)
 from primus.config.experiment import Model
 
 
@@ -47,9 +56,59 @@ def _qwen3(model: Model, layer: int, native: str, hf: str, fused: bool) -> Itera
     yield from _norms(model, native, hf)
 
 
+def _deepseek_v3(model: Model, layer: int, native: str, hf: str, fused: bool) -> Iterator[Weight]:
+    hidden, heads, query_rank = model.hidden_size, model.num_attention_heads, model.q_lora_rank or 0
+    rank, nope, rope = model.kv_lora_rank or 0, model.qk_nope_head_dim or 0, model.qk_rope_head_dim or 0
+    value, query_width = model.v_head_dim or 0, heads * (nope + rope)
+    ours, theirs = f"{native}.attention", f"{hf}.self_attn"
+    # The rotary rows of this family are neighbours on both sides.
+    if query_rank:
+        yield plain(f"{ours}.wq_a.weight", f"{theirs}.q_a_proj.weight", query_rank, hidden)
+        yield norm(f"{ours}.q_norm.weight", f"{theirs}.q_a_layernorm.weight", query_rank)
+        yield plain(f"{ours}.wq_b.weight", f"{theirs}.q_b_proj.weight", query_width, query_rank)
+    else:
+        yield plain(f"{ours}.wq.weight", f"{theirs}.q_proj.weight", query_width, hidden)
+    yield plain(f"{ours}.wkv_a.weight", f"{theirs}.kv_a_proj_with_mqa.weight", rank + rope, hidden)
+    yield norm(f"{ours}.kv_norm.weight", f"{theirs}.kv_a_layernorm.weight", rank)
+    yield plain(f"{ours}.wkv_b.weight", f"{theirs}.kv_b_proj.weight", heads * (nope + value), rank)
+    yield plain(f"{ours}.wo.weight", f"{theirs}.o_proj.weight", hidden, heads * value)
+    yield from _norms(model, native, hf)
+    if layer < (model.first_k_dense_replace or 0):
+        yield from _feed_forward(f"{native}.feed_forward", f"{hf}.mlp", hidden, model.intermediate_size)
+        return
+    count, width = model.num_experts or 0, model.moe_intermediate_size or 0
+    ours, theirs = f"{native}.moe", f"{hf}.mlp"
+    inner = f"{ours}.routed_experts.inner_experts"
+    yield plain(f"{ours}.router.gate.weight", f"{theirs}.gate.weight", count, hidden)
+    yield plain(f"{ours}.expert_bias_E", f"{theirs}.gate.e_score_correction_bias", count, optional=True)
+    for name, projection in (("w1_EFD", "gate_proj"), ("w3_EFD", "up_proj")):
+        yield experts(f"{inner}.{name}", f"{theirs}.experts.{{}}.{projection}.weight", count, width, hidden)
+    yield experts(f"{inner}.w2_EDF", f"{theirs}.experts.{{}}.down_proj.weight", count, hidden, width)
+    shared = width * (model.n_shared_experts or 0)
+    yield from _feed_forward(f"{ours}.shared_experts", f"{theirs}.shared_experts", hidden, shared)
+
+
+def _gpt_oss(model: Model, layer: int, native: str, hf: str, fused: bool) -> Iterator[Weight]:
+    hidden, width, count = model.hidden_size, model.intermediate_size, model.num_experts or 0
+    yield from _attention(model, native, hf, fused, bias=True)
+    yield plain(f"{native}.attention.sinks", f"{hf}.self_attn.sinks", model.num_attention_heads)
+    yield from _norms(model, native, hf)
+    ours, theirs = f"{native}.moe", f"{hf}.mlp"
+    inner = f"{ours}.routed_experts.inner_experts"
+    yield plain(f"{ours}.router.gate.weight", f"{theirs}.router.weight", count, hidden)
+    yield plain(f"{ours}.router.gate.bias", f"{theirs}.router.bias", count)
+    yield absent(f"{ours}.expert_bias_E", count)
+    yield transposed_experts(f"{inner}.mlp1_weight_EGD", f"{theirs}.experts.gate_up_proj", count, 2 * width, hidden)
+    yield plain(f"{inner}.mlp1_bias_EG", f"{theirs}.experts.gate_up_proj_bias", count, 2 * width, start="zeros")
+    yield transposed_experts(f"{inner}.mlp2_weight_EDF", f"{theirs}.experts.down_proj", count, hidden, width)
+    yield plain(f"{inner}.mlp2_bias_ED", f"{theirs}.experts.down_proj_bias", count, hidden, start="zeros")
+
+
 LAYERS: dict[str, Callable[[Model, int, str, str, bool], Iterator[Weight]]] = {
     "llama": _llama,
     "qwen3": _qwen3,
+    "deepseek_v3": _deepseek_v3,
+    "gpt_oss": _gpt_oss,
 }
 
 

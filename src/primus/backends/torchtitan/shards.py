@@ -42,7 +42,7 @@ def local_indices(tensor: torch.Tensor) -> list[NDArray[np.int64]]:
             if isinstance(placement, Replicate):
                 continue
             if isinstance(placement, _StridedShard):
-                pieces = indices[placement.dim].chunk(placement.split_factor)
+                pieces = indices[placement.dim].chunk(int(placement.split_factor))
                 indices[placement.dim] = torch.cat([_chunk(piece, size, rank) for piece in pieces])
             elif isinstance(placement, Shard):
                 indices[placement.dim] = _chunk(indices[placement.dim], size, rank)
@@ -55,7 +55,7 @@ def local_indices(tensor: torch.Tensor) -> list[NDArray[np.int64]]:
 
 
 def _chunk(index: torch.Tensor, count: int, rank: int) -> torch.Tensor:
-    chunks = index.chunk(count)
+    chunks = index.chunk(int(count))
     return chunks[rank] if rank < len(chunks) else index[:0]
 
 

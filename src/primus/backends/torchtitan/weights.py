@@ -43,6 +43,8 @@ class Weight:
     locate: Locate
     stride: int = 1
     start: Start = "normal"
+    optional: bool = False
+    """Either side may lack it, which means zeros there."""
 
     @property
     def rows(self) -> int:
@@ -53,7 +55,7 @@ class Weight:
         return self.shape[-1] if len(self.shape) > 1 else 1
 
 
-def plain(native: str, name: str, *shape: int, start: Start | None = None) -> Weight:
+def plain(native: str, name: str, *shape: int, start: Start | None = None, optional: bool = False) -> Weight:
     """Same shape and order on both sides. Tensors of one dimension start at zero unless told otherwise."""
     columns = shape[-1] if len(shape) > 1 else 1
 
@@ -61,7 +63,12 @@ def plain(native: str, name: str, *shape: int, start: Start | None = None) -> We
         return np.zeros_like(rows), rows * columns
 
     start = start or ("normal" if len(shape) > 1 else "zeros")
-    return Weight(native, shape, (Source(name, shape),), locate, start=start)
+    return Weight(native, shape, (Source(name, shape),), locate, start=start, optional=optional)
+
+
+def absent(native: str, *shape: int) -> Weight:
+    """Native state that Hugging Face's format has no place for; zero at the start."""
+    return Weight(native, shape, (), lambda rows: (rows, rows), start="zeros", optional=True)
 
 
 def norm(native: str, name: str, width: int) -> Weight:

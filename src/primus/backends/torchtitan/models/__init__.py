@@ -33,7 +33,7 @@ def build_model_spec(
     from primus.backends.torchtitan.models.parts import Parts, convert_fp8
 
     moe = moe or Moe()
-    problems = limits.problems(model, moe=moe, seq_length=seq_length)
+    problems = limits.problems(model, moe=moe)
     if problems:
         raise PlanError(problems=problems)
     attention = limits.attention_backend(model, document_attention, context, device)

@@ -72,9 +72,9 @@ class Parts:
         inits = {"in": self.init()["weight"], "out": self.init(layer)["weight"], "bias": nn.init.zeros_}
         return {name: inits[kind] for name, kind in names.items()}
 
-    def norm(self, width: int) -> Any:
+    def norm(self, width: int, eps: float | None = None) -> Any:
         init: Init = {"weight": nn.init.ones_} if self.native_start else _Skip()
-        return RMSNorm.Config(normalized_shape=width, eps=self.model.rms_norm_eps, param_init=init)
+        return RMSNorm.Config(normalized_shape=width, eps=eps or self.model.rms_norm_eps, param_init=init)
 
     def linear(self, in_features: int, out_features: int, *, layer: int | None = None, bias: bool = False) -> Any:
         return Linear.Config(in_features=in_features, out_features=out_features, bias=bias, param_init=self.init(layer))
@@ -178,8 +178,8 @@ class YarnComplexRoPE(ComplexRoPE):  # type: ignore[misc]
         magnitude: float = 1.0
 
     def _precompute_cache(self) -> torch.Tensor:
-        cache: torch.Tensor = super()._precompute_cache()
-        return cache * self.config.magnitude
+        cache: torch.Tensor = super()._precompute_cache() * self.config.magnitude
+        return cache
 
 
 class YarnCosSinRoPE(CosSinRoPE):  # type: ignore[misc]
@@ -190,8 +190,8 @@ class YarnCosSinRoPE(CosSinRoPE):  # type: ignore[misc]
         magnitude: float = 1.0
 
     def _precompute_cache(self) -> torch.Tensor:
-        cache: torch.Tensor = super()._precompute_cache()
-        return cache * self.config.magnitude
+        cache: torch.Tensor = super()._precompute_cache() * self.config.magnitude
+        return cache
 
 
 def convert_fp8(spec: Any) -> None:
