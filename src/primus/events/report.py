@@ -1,0 +1,260 @@
+"""``report.html``: one run on one page, in one file that needs no network."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import time
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from operator import truediv
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from primus import __version__
+from primus.checkpoints import store
+from primus.errors import PrimusError, RunDirectoryError
+from primus.events import units
+from primus.events.chart import Chart, Series, finite, read_out, smooth, svg
+from primus.events.history import RunHistory, read_run
+
+CHART_STYLE = """\
+svg.chart { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; touch-action: pan-y; }
+.chart text { fill: var(--soft); }
+.chart text.title { fill: var(--ink); font-size: 14px; font-weight: 600; }
+.chart .title .unit { fill: var(--soft); font-size: 12px; font-weight: 400; }
+.chart .grid { stroke: var(--rule); }
+.chart .axis { stroke: var(--soft); }
+.chart .cursor { stroke: var(--soft); stroke-dasharray: 3 3; }
+.chart path { fill: none; stroke-linejoin: round; }
+.chart path.raw { stroke: var(--raw); stroke-width: 1; }
+.chart path.line { stroke: var(--line); stroke-width: 1.8; }
+.chart .dot { fill: var(--line); }
+.chart .dot.points { fill: var(--points); stroke: var(--card); }"""
+_STANDALONE_STYLE = (
+    "svg { --ink: #1d2125; --soft: #667078; --rule: #e2e5e7; --raw: #b9cbe6; --line: #1c5fb8; --points: #c8500b;"
+    " --card: #fff; background: #fff; }\n" + CHART_STYLE
+)
+OPEN_ROWS = 12
+"""Longer tables are folded."""
+TABLE_ROWS = 200
+"""Longest table; of longer ones the newest rows are shown and the rest counted."""
+
+
+def write_report(run_directory: Path, *, history: RunHistory | None = None, output: Path | None = None) -> Path:
+    """Write the report of a run, by default to its ``report.html``; an older one is replaced at once, not in pieces.
+    Raises RunDirectoryError when it cannot be written."""
+    history = history or read_run(run_directory)
+    path = output or Path(run_directory) / "report.html"
+    _replace(path, render(history))
+    return path
+
+
+def write_loss_svg(history: RunHistory, output: Path) -> Path:
+    """Write the loss curve alone, as an SVG file."""
+    _replace(output, svg(charts(history)[0], style=_STANDALONE_STYLE) + "\n")
+    return output
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunDirectoryError(
+            f"the report cannot be written: {error.strerror}",
+            where=str(path),
+            remedy="give another place with --output",
+        ) from error
+
+
+def charts(history: RunHistory) -> tuple[Chart, ...]:
+    """Loss, throughput, learning rate and gradient norm over the steps."""
+    steps = history.steps
+    span = max(9, len(steps) // 60 | 1)
+    throughput = array("d", map(truediv, steps.tokens, (seconds or math.nan for seconds in steps.seconds)))
+    validation = Series("validation", [e["step"] for e in history.evals], [e["loss"] for e in history.evals], "points")
+
+    def raw_and_smooth(label: str, values: array[float]) -> tuple[Series, ...]:
+        if len(values) <= 2 * span:
+            return (Series(label, steps.step, values, "line"),)
+        x, y = finite(steps.step, values)
+        return Series(label, x, y, "raw"), Series(f"mean of {span:,} steps", x, smooth(y, span), "line")
+
+    learning_rate = Series("learning rate", steps.step, steps.lr, "line")
+    losses = (*raw_and_smooth("training", steps.loss), *([validation] if history.evals else []))
+    norms = raw_and_smooth("gradient norm", steps.grad_norm)
+    return (
+        Chart("Loss", "nats a token", losses, units.loss),
+        Chart("Throughput", "tokens a second", raw_and_smooth("all devices", throughput), _speed, from_zero=True),
+        Chart("Learning rate", "", (learning_rate,), units.learning_rate, from_zero=True),
+        Chart("Gradient norm", "before clipping", norms, units.norm, log=_spread(steps.grad_norm) > 30),
+    )
+
+
+def _speed(tokens_per_second: float) -> str:
+    return f"{units.count(tokens_per_second)} tokens/s"
+
+
+def _spread(values: Sequence[float]) -> float:
+    """How far the highest value lies above the typical one."""
+    some = sorted(v for v in values[:: max(1, len(values) // 1000)] if math.isfinite(v) and v > 0)
+    finite = max((v for v in values if math.isfinite(v)), default=0.0)
+    return finite / some[len(some) // 2] if some else 1.0
+
+
+def render(history: RunHistory) -> str:
+    """The page as text."""
+    drawn = charts(history)
+    template = Template(files("primus.events").joinpath("report.html").read_text(encoding="utf-8"))
+    figures = [f'<figure>{svg(chart)}<div class="note" hidden></div></figure>' for chart in drawn]
+    data = json.dumps([read_out(chart) for chart in drawn], separators=(",", ":"), ensure_ascii=False)
+    total = history.total_steps
+    last = history.steps.step[-1] if history.steps else 0
+    return template.substitute(
+        title=escape(f"{history.name}: training report"),
+        name=escape(history.name),
+        status=history.status,
+        progress=escape(f"step {last:,} of {total:,}" if total else f"step {last:,}"),
+        facts="\n".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts(history).items()),
+        chart_style=CHART_STYLE,
+        charts="\n".join(figures),
+        tables="\n".join(_sections(history)),
+        data=data.replace("<", "\\u003c"),
+        footer=escape(
+            f"Primus {__version__}, {_moment(time.time())}. Made from the event files of {history.directory}."
+        ),
+    )
+
+
+def facts(history: RunHistory) -> dict[str, str]:
+    """The figures that sum a run up, as label -> text with units."""
+    plan, steps = history.plan or {}, history.steps
+    experiment = plan.get("experiment") or {}
+    found: dict[str, str] = {}
+    if steps:
+        found["last training loss"] = f"{units.loss(steps.loss[-1])} nats/token"
+    if history.evals:
+        best = min(history.evals, key=lambda e: e["loss"] if math.isfinite(e["loss"]) else math.inf)
+        found["best validation loss"] = f"{units.loss(best['loss'])} at step {best['step']:,}"
+        found["last validation loss"] = f"{units.loss(history.evals[-1]['loss'])} at step {history.evals[-1]['step']:,}"
+    if isinstance(plan.get("parameters"), int | float):
+        found["parameters"] = units.count(plan["parameters"])
+    if steps:
+        found["tokens trained on"] = units.count(history.tokens)
+    found["duration"] = units.duration(history.seconds)
+    if steps:
+        found["median speed"] = units.rate(statistics.median(steps.tokens), statistics.median(steps.seconds))
+        found["peak memory"] = f"{units.size(max(steps.memory_bytes))} a device"
+        known = [value for value in steps.mfu if math.isfinite(value)]
+        if known:
+            found["median MFU"] = units.percent(statistics.median(known))
+    started = next((attempt for attempt in reversed(history.attempts) if attempt.device), None)
+    if started:
+        found["devices"] = f"{started.world_size} x {started.device}"
+    for key in ("backend", "precision"):
+        if experiment.get(key):
+            found[key] = str(experiment[key])
+    engine = plan.get("engine")
+    if isinstance(engine, Mapping):
+        found["engine"] = ", ".join(f"{name} {version}" for name, version in engine.items())
+    return found
+
+
+def _sections(history: RunHistory) -> Iterable[str]:
+    for failure in history.failures[-5:]:
+        step = "" if failure.get("step") is None else f" at step {failure['step']:,}"
+        who = f"attempt {failure['attempt']}: rank {failure['rank']} on {failure['node']}"
+        title = f"{who} failed{step}: {failure['error']}"
+        remedy = f"<p>{escape(failure['remedy'])}</p>" if failure.get("remedy") else ""
+        yield (
+            f'<details><summary class="failed">{escape(title[:500])}</summary>{remedy}'
+            f"<pre>{escape(failure['traceback'][-20_000:])}</pre></details>"
+        )
+    rows: list[Sequence[str]] = [
+        (
+            str(a.number), _moment(a.started), a.reason or "", "" if a.resumed_from is None else f"{a.resumed_from:,}",
+            "" if a.last_step is None else f"{a.first_step:,} to {a.last_step:,}", units.duration(a.seconds),
+            f"{a.world_size} x {a.device}" if a.device else "",
+        )
+        for a in history.attempts
+    ]  # fmt: skip
+    yield _table("Attempts", ("attempt", "started", "ended", "resumed from step", "steps", "duration", "devices"), rows)
+    yield _table(
+        "Checkpoints", ("step", "saved", "on disk", "size", "time to save", "training paused"), _checkpoints(history)
+    )
+    rows = [
+        (f"{e['step']:,}", units.loss(e["loss"]), units.count(e["tokens"]), units.duration(e["seconds"]))
+        for e in history.evals
+    ]
+    yield _table("Validation", ("step", "loss (nats/token)", "tokens", "duration"), rows)
+    rows = [
+        (_moment(n["time"]), str(n["attempt"]), "" if n.get("step") is None else f"{n['step']:,}", n["message"][:2000])
+        for n in history.notices
+    ]
+    yield _table("Notices", ("time", "attempt", "step", "notice"), rows)
+    plan = history.plan or {}
+    if plan.get("experiment"):
+        import yaml
+
+        text = yaml.safe_dump(_known(plan["experiment"]), sort_keys=False, allow_unicode=True, width=110)
+        yield f"<details><summary>Resolved experiment</summary><pre>{escape(text)}</pre></details>"
+        rest = {
+            key: plan[key]
+            for key in ("environment", "engine", "topology", "env", "patches", "data", "native")
+            if plan.get(key)
+        }
+        text = yaml.safe_dump(rest, sort_keys=False, allow_unicode=True, width=110)
+        yield f"<details><summary>Environment and plan</summary><pre>{escape(text)}</pre></details>"
+
+
+def _checkpoints(history: RunHistory) -> list[tuple[str, ...]]:
+    """What the events tell of each checkpoint, joined with what is on the disk now."""
+    try:
+        on_disk = {entry.step: entry for entry in store.entries(history.directory)}
+    except PrimusError:
+        on_disk = {}
+    saved = {record["step"]: record for record in history.checkpoints}
+    rows: list[tuple[str, ...]] = []
+    for step in sorted({*on_disk, *saved}):
+        record, entry = saved.get(step), on_disk.get(step)
+        when = record["time"] if record else entry.info.saved if entry and entry.info else None
+        size = record["bytes"] if record else entry.info.bytes if entry and entry.info else None
+        times = [units.duration(record[key]) for key in ("seconds", "blocked_seconds")] if record else ["", ""]
+        state, bytes_ = entry.state if entry else "removed", "" if size is None else units.size(size)
+        rows.append((f"{step:,}", _moment(when), state, bytes_, *times))
+    return rows
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    shown = rows[-TABLE_ROWS:]
+    more = f"<p>The newest {len(shown)} of {len(rows):,}.</p>" if len(shown) < len(rows) else ""
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown)
+    table = f'{more}<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
+    if len(rows) > OPEN_ROWS:
+        return f"<details><summary>{escape(title)} ({len(rows):,})</summary>{table}</details>"
+    return f"<h2>{escape(title)}</h2>{table}"
+
+
+def _known(value: Any) -> Any:
+    """Without the fields that were left unset."""
+    if isinstance(value, dict):
+        return {key: _known(item) for key, item in value.items() if item is not None}
+    return [_known(item) for item in value] if isinstance(value, list) else value
+
+
+def _moment(when: float | None) -> str:
+    try:
+        return "" if when is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+    except (OverflowError, ValueError, OSError):
+        return "?"
