@@ -133,9 +133,11 @@ def run(argv: Sequence[str]) -> int:
     """Run a command line; returns the exit code of the command. Errors are raised, not printed."""
     options, rest = _leading_options(argv)
     places, command = split(rest)
-    if places and not command:
-        # Only `PLACE --help` comes here; every other empty command was refused.
-        import_module(f"primus.cli.places.{places[-1].place}").parse(places[-1].arguments)
+    if places and not command:  # `PLACE --help`: every other empty command was refused
+        from primus.cli.places import parse
+
+        parse(places[-1])
+        return 0
     result = root.main(
         [*options, *command], prog_name="primus-cli", standalone_mode=False, obj=Invocation(tuple(argv), places)
     )
@@ -221,6 +223,3 @@ def _crash_file(text: str) -> Path | None:
         return None
     return path
 
-
-if __name__ == "__main__":
-    main()

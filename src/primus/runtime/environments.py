@@ -137,7 +137,7 @@ def ensure(name: str, argv: Sequence[str]) -> None:
     python = provide(name)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(python, [python, "-P", "-m", "primus.cli.main", *argv], {**os.environ, **import_path(), REEXECUTED: name})
+    os.execve(python, [python, "-P", "-m", "primus.cli", *argv], {**os.environ, **import_path(), REEXECUTED: name})
 
 
 def import_path() -> dict[str, str]:

@@ -1,0 +1,3 @@
+from primus.cli.main import main
+
+main()

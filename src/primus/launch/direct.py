@@ -1,0 +1,80 @@
+"""The place ``direct``: processes on this machine, and, started by hand on each, on others that share the run directory.
+
+``render`` is pure: the same arguments give the same command, byte for byte. What it renders is the agent of this node,
+which starts and watches the ranks.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from primus.errors import UsageError
+
+DEFAULT_PORT = 29400
+
+
+@dataclass(frozen=True)
+class Direct:
+    """The flags of ``direct``. nproc: processes on each node; None: as many as the hardware preset has devices, else 1.
+    rdzv: ``HOST:PORT`` of node 0, needed with more than one node. env: set in the ranks, over the experiment's."""
+
+    nproc: int | None = None
+    nnodes: int = 1
+    node_rank: int = 0
+    rdzv: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.node_rank < self.nnodes:
+            raise UsageError(
+                f"--node-rank {self.node_rank} is not one of {self.nnodes} nodes", remedy=f"they count from 0 to {self.nnodes - 1}"
+            )
+        if self.nnodes > 1 and not self.rdzv:
+            raise UsageError("several nodes need a meeting point", remedy=f"give --rdzv HOST:PORT of node 0, e.g. node0:{DEFAULT_PORT}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A process to start: its arguments, and the variables it gets on top of the caller's environment."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+
+    def shell(self) -> str:
+        """One line that a POSIX shell understands."""
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.env.items())]
+        return " ".join(["env", *assignments, shlex.join(self.argv)])
+
+
+def render(
+    place: Direct,
+    *,
+    python: str,
+    attempt: Path,
+    nproc: int,
+    processes: Literal["torchrun", "plain"],
+    max_restarts: int,
+    run_id: str,
+    env: Mapping[str, str],
+    cores: int,
+    inherited: Mapping[str, str],
+) -> Command:
+    """The agent of this node.
+
+    python: interpreter of the plan's environment. attempt: the attempt's directory. nproc: ranks on each node. run_id:
+    equal on all nodes, new for each attempt. env: the plan's, import path included; cores: of this machine; inherited:
+    the caller's environment, which decides only whether OMP_NUM_THREADS is set already.
+    """
+    argv = [python, "-P", "-m", "primus.runtime.agent", str(attempt)]
+    argv += ["--processes", processes, "--nproc", str(nproc), "--max-restarts", str(max_restarts), "--run-id", run_id]
+    if place.nnodes > 1:
+        argv += ["--nnodes", str(place.nnodes), "--node-rank", str(place.node_rank), "--rdzv", place.rdzv]
+    variables = {**env, **place.env}
+    if "OMP_NUM_THREADS" not in inherited and "OMP_NUM_THREADS" not in variables:
+        # Each rank would otherwise start a thread on every core, and they would fight for them.
+        variables["OMP_NUM_THREADS"] = str(max(1, cores // nproc))
+    return Command(tuple(argv), variables)

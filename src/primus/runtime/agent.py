@@ -1,0 +1,146 @@
+"""The agent of one node: starts its ranks, watches them, starts them again, ends them. One agent a node.
+
+The launcher starts it in a session of its own, so a Ctrl-C at the terminal reaches the launcher alone, which decides.
+Signals it takes:
+
+- SIGTERM, SIGINT: ask the ranks to stop. They save and leave in their own time, minutes if the checkpoint is large.
+- SIGUSR1: have every rank write its stack to its ``rank-N.stack`` file.
+- SIGUSR2: end the ranks now; this counts as a failure that a restart can mend (a hang was found).
+
+It dies with the launcher, and the ranks with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from primus.events.bus import Bus
+from primus.events.types import Notice, RankFailed
+from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent, ending, memory_kills
+
+TAIL_LINES = 30
+GRACE_SECONDS = 10
+"""After a failure, how long the other ranks of the node may take to leave before they are killed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What this node runs."""
+
+    attempt: Path
+    processes: str
+    nproc: int
+    nnodes: int
+    node_rank: int
+    rdzv: str
+    run_id: str
+    max_restarts: int
+
+    @property
+    def worker(self) -> tuple[str, ...]:
+        return (sys.executable, "-P", "-m", "primus.runtime.worker", str(self.attempt))
+
+
+@dataclass
+class Control:
+    """What was asked of the agent. pids: the ranks' processes now."""
+
+    pids: Callable[[], list[int]] = field(default=list)
+    stopping: bool = False
+
+    def install(self) -> None:
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGUSR1, lambda *_: self._send(signal.SIGUSR1))
+        signal.signal(signal.SIGUSR2, lambda *_: self._send(signal.SIGKILL))
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+        if not self._send(signal.SIGTERM):
+            raise SystemExit(0)  # nothing has been started yet: there is nothing to save
+
+    def _send(self, number: signal.Signals) -> bool:
+        pids = self.pids()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return bool(pids)
+
+
+class Reporter:
+    """Speaks for ranks that died without a word."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.bus = Bus(task.attempt, f"node{task.node_rank}")
+        self.memory_kills = memory_kills()
+
+    def failed(self, codes: Mapping[int, int], stopping: bool) -> bool:
+        """Report what the ranks did not; True when starting again would not help. codes: rank -> exit status."""
+        for rank, code in codes.items():
+            if code not in (RETRYABLE, FINAL) and not (stopping and code == -signal.SIGTERM):
+                self.bus.emit(self._death(rank, code))
+        return FINAL in codes.values() or stopping
+
+    def _death(self, rank: int, code: int) -> RankFailed:
+        error, remedy = ending(code), ""
+        if code == -signal.SIGKILL:
+            if memory_kills() > self.memory_kills >= 0:
+                error += " by the kernel: out of memory"
+            else:
+                error += " from outside"
+        return RankFailed(
+            rank=rank, node=socket.gethostname(), error=error, traceback=tail(self.task.attempt / "logs" / f"rank-{rank}.log"), remedy=remedy
+        )
+
+    def restarting(self, left: int) -> None:
+        self.bus.emit(Notice(message=f"starting the processes again ({left} of {self.task.max_restarts} restarts left)"))
+
+
+def tail(path: Path, lines: int = TAIL_LINES) -> str:
+    """The last lines of a log; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16384))
+            return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def parse(arguments: list[str]) -> Task:
+    parser = argparse.ArgumentParser(prog="primus.runtime.agent")
+    parser.add_argument("attempt", type=Path)
+    parser.add_argument("--processes", choices=["torchrun", "plain"], required=True)
+    parser.add_argument("--nproc", type=int, required=True)
+    parser.add_argument("--nnodes", type=int, default=1)
+    parser.add_argument("--node-rank", type=int, default=0)
+    parser.add_argument("--rdzv", default="")
+    parser.add_argument("--run-id", required=True)
+    parser.add_argument("--max-restarts", type=int, default=0)
+    return Task(**vars(parser.parse_args(arguments)))
+
+
+def main() -> None:
+    control = Control()
+    control.install()
+    die_with_parent()
+    task = parse(sys.argv[1:])
+    reporter = Reporter(task)
+    if task.processes == "torchrun":
+        from primus.runtime.elastic import run
+    else:
+        from primus.runtime.plain import run
+    sys.exit(run(task, control, reporter))
+
+
+if __name__ == "__main__":
+    main()

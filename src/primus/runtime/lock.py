@@ -1,0 +1,217 @@
+"""One run at a time in a run directory.
+
+Two mechanisms, since directories are shared between machines: the kernel's lock on ``lock`` (gone with its holder,
+however that died), and a heartbeat, the file's modification time, for file systems that do not carry locks from one
+machine to another. The file's content names the owner and, once it is made, the attempt, so that other nodes find it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from primus.errors import RunDirectoryError
+from primus.runtime.processes import alive
+
+BEAT_SECONDS = 2.0
+STALE_SECONDS = 30.0
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds the lock. attempt: 0 until it is made. rdzv: ``HOST:PORT`` where nodes meet."""
+
+    host: str
+    pid: int
+    token: str
+    started: float
+    attempt: int = 0
+    nnodes: int = 1
+    rdzv: str = ""
+
+
+class RunLock:
+    """The lock of a run directory, held from construction to ``release`` or death.
+
+    Raises RunDirectoryError naming the owner when another run holds it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "lock"
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.owner = Owner(socket.gethostname(), os.getpid(), uuid.uuid4().hex[:12], time.time())
+        self._beaten = 0.0
+        try:
+            self._take()
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+
+    def _take(self) -> None:
+        kernel = True
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise self._refusal(read_owner(self.path)) from None
+            if error.errno not in NO_LOCKS:
+                raise
+            kernel = False
+        holder = read_owner(self.path)
+        if holder and not (kernel and holder.host == self.owner.host) and self._lives(holder):
+            raise self._refusal(holder)
+        self._write()
+        if not kernel:
+            # Without the kernel's help, of two that start together the one that wrote last has it.
+            time.sleep(1.0)
+            winner = read_owner(self.path)
+            if winner and winner.token != self.owner.token:
+                raise self._refusal(winner)
+
+    def _lives(self, holder: Owner) -> bool:
+        if holder.host == self.owner.host:
+            return alive(holder.pid)
+        # The file system's own clock on both sides: machines disagree about the time.
+        beaten = self.path.stat().st_mtime
+        probe = self.path.with_name(f".clock-{self.owner.token}")
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now - beaten < STALE_SECONDS
+
+    def _refusal(self, holder: Owner | None) -> RunDirectoryError:
+        if holder is None:
+            who = "another process"
+        else:
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.started))
+            who = f"process {holder.pid} on {holder.host}, since {since},"
+        remedy = "wait for it, stop it, or give this run another name (name=OTHER)"
+        return RunDirectoryError(f"{who} is running here", where=str(self.path.parent), remedy=remedy)
+
+    def announce(self, attempt: int, nnodes: int, rdzv: str) -> None:
+        """Tell the other nodes which attempt to join, and where they meet."""
+        self.owner = replace(self.owner, attempt=attempt, nnodes=nnodes, rdzv=rdzv)
+        self._write()
+
+    def beat(self) -> None:
+        """Call often; touches the file every BEAT_SECONDS."""
+        now = time.monotonic()
+        if now - self._beaten >= BEAT_SECONDS:
+            self._beaten = now
+            with suppress(OSError):  # a full or vanished disk shows elsewhere, and with more to say
+                os.utime(self.descriptor)
+
+    def _write(self) -> None:
+        content = json.dumps(asdict(self.owner)).encode()
+        os.pwrite(self.descriptor, content.ljust(512), 0)
+        os.ftruncate(self.descriptor, 512)
+
+    def release(self) -> None:
+        with suppress(OSError):
+            os.ftruncate(self.descriptor, 0)
+        os.close(self.descriptor)
+
+
+def read_owner(path: Path) -> Owner | None:
+    """What the lock file says; None when it is empty, absent or not ours."""
+    try:
+        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def hold_as_worker(directory: Path) -> int | None:
+    """Mark the run directory as still written to, until this process ends. Returns the descriptor to keep open."""
+    descriptor = os.open(directory / "lock.workers", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in NO_LOCKS:
+            return None
+        raise
+    return descriptor
+
+
+def wait_for_workers(directory: Path, say: Callable[[str], None], patience: float = 60.0) -> None:
+    """Wait until no worker of an earlier attempt is left: a killed launcher's need a moment to follow it.
+
+    Raises RunDirectoryError when they are still there after `patience` seconds.
+    """
+    descriptor = os.open(directory / "lock.workers", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    began = time.monotonic()
+    said = False
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    return
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise
+            waited = time.monotonic() - began
+            if waited > patience:
+                raise RunDirectoryError(
+                    f"worker processes of an earlier run are still here after {patience:.0f} s",
+                    where=str(directory),
+                    remedy="find them (ps -ef | grep primus.runtime.worker) and end them, or use another name (name=OTHER)",
+                )
+            if waited > 1.0 and not said:
+                say("waiting for the processes of an earlier, killed run to end")
+                said = True
+            time.sleep(0.1)
+    finally:
+        os.close(descriptor)
+
+
+def await_attempt(directory: Path, nnodes: int, timeout: float, say: Callable[[str], None]) -> Owner:
+    """On nodes other than the first: the attempt that node 0 has announced in the shared run directory.
+
+    What a dead run left is not taken for one: the heartbeat has to move, or another owner to appear, while we wait.
+    Raises RunDirectoryError after `timeout` seconds.
+    """
+    path = directory / "lock"
+    first = read_owner(path)
+    first_beat = _modified(path)
+    began = time.monotonic()
+    reminded = began
+    while True:
+        owner = read_owner(path)
+        if owner and owner.attempt and (owner.token != (first.token if first else "") or _modified(path) != first_beat):
+            if owner.nnodes != nnodes:
+                raise RunDirectoryError(
+                    f"node 0 ({owner.host}) runs on {owner.nnodes} nodes, this node was told --nnodes {nnodes}",
+                    where=str(directory),
+                    remedy="give the same --nnodes on every node",
+                )
+            return owner
+        now = time.monotonic()
+        if now - began > timeout:
+            raise RunDirectoryError(
+                f"node 0 has not started this run within {timeout:.0f} s",
+                where=str(directory),
+                remedy="start the same command there with --node-rank 0; the run directory must be shared by all nodes",
+            )
+        if now - reminded > 10:
+            reminded = now
+            say(f"waiting for node 0 to start the run in {directory} ({now - began:.0f} s)")
+        time.sleep(0.2)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

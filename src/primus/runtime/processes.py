@@ -1,0 +1,90 @@
+"""Small facts about processes that the launcher, the agent and the workers share."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+
+RETRYABLE = 75
+"""Exit code of a worker that failed, reported why, and may be started again (EX_TEMPFAIL)."""
+FINAL = 78
+"""Exit code of a worker whose failure a restart would only repeat (EX_CONFIG)."""
+STOPPED = 0
+"""A worker that was asked to stop leaves as one that is done: what it saved is complete."""
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have this process killed when the one that started it dies, however it dies: no rank trains on unattended.
+
+    parent: its process id as it was when this process was started; None: the present parent.
+    """
+    expected = os.getppid() if parent is None else parent
+    if sys.platform == "linux":
+        if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    else:
+        threading.Thread(target=_watch, args=(expected,), daemon=True).start()
+    if os.getppid() != expected:  # it died before the kernel was told
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine exists; a zombie does not count where that can be told."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True
+
+
+def cores() -> int:
+    """Cores this process may use, a container's CPU limit included."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return count
+    return count
+
+
+def memory_kills() -> int:
+    """How often the kernel has killed for lack of memory since boot; -1 where it does not say."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        return -1
+    return -1
+
+
+def ending(code: int) -> str:
+    """An exit status in words: ``killed by SIGSEGV``, ``exited with code 3``."""
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

@@ -1,0 +1,185 @@
+"""The launching process while a run trains: it shows the events, keeps the lock alive, passes on a wish to stop, and
+notices a hang. It imports no engine; what it knows comes from the event files and the agent's exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, TextIO
+
+from primus.config.units import seconds
+from primus.events.bus import Bus
+from primus.events.follow import Follower
+from primus.events.sinks.console import Console
+from primus.events.types import RunEnded
+from primus.launch.direct import Command
+from primus.plan.plan import Plan
+from primus.runtime.agent import tail
+from primus.runtime.processes import ending
+from primus.runtime.run_directory import Attempt
+from primus.runtime.stacks import silent_ranks
+
+POLL_SECONDS = 0.1
+START_SECONDS = 600.0
+"""Before the first step, imports, compilation and loading may take this long, whatever ``hang_timeout`` is."""
+
+Failure = dict[str, Any]
+"""A ``rank_failed`` record."""
+
+
+@dataclass
+class Outcome:
+    """How an attempt ended. failures: what ranks, or the agent for them, reported since the last (re)start."""
+
+    reason: Literal["complete", "stopped", "failed"] = "failed"
+    step: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    signal: int = 0
+    hang: str = ""
+    agent: str = ""
+    """When the agent itself failed: how it ended and its last words."""
+
+
+class Interrupts:
+    """Counts the signals that ask to stop; the first asks, the second insists."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = 0
+
+    def __enter__(self) -> Interrupts:
+        self._before = {number: signal.signal(number, self._take) for number in self.NUMBERS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self.first = self.first or number
+
+
+class Supervisor:
+    """Runs the agent's command of one attempt to its end."""
+
+    def __init__(self, plan: Plan, attempt: Attempt, beat: Callable[[], None], node: int = 0, out: TextIO | None = None) -> None:
+        self.plan, self.attempt, self.beat, self.node = plan, attempt, beat, node
+        self.out = out or sys.stderr
+        self.outcome = Outcome()
+        self.hang_timeout = seconds(plan.experiment.resilience.hang_timeout)
+        self.ended = ""
+        self.stepped = False
+
+    def run(self, command: Command, environment: Mapping[str, str], interrupts: Interrupts) -> Outcome:
+        """Start the agent, follow the run, return how it ended."""
+        log = self.attempt.logs / f"agent-{self.node}.log"
+        with log.open("ab") as file:
+            agent = subprocess.Popen(
+                command.argv,
+                env={**environment, **command.env},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        console = Console(self.plan)
+        try:
+            with Follower(self.attempt.directory) as follower:
+                self._watch(agent, follower, console, interrupts)
+        finally:
+            console.close()
+            if agent.poll() is None:
+                agent.kill()
+            agent.wait()
+        self._conclude(agent.returncode, log, interrupts)
+        return self.outcome
+
+    def _watch(self, agent: subprocess.Popen[bytes], follower: Follower, console: Console, interrupts: Interrupts) -> None:
+        asked = 0
+        heard = time.monotonic()
+        while True:
+            code = agent.poll()  # before the events, so that none is missed
+            records = follower.poll()
+            for record in records:
+                self._take(record)
+                console.handle(record)
+            now = time.monotonic()
+            if records:
+                heard = now
+            if code is not None and not records:
+                return
+            self.beat()
+            if interrupts.count > asked:
+                asked = interrupts.count
+                self._stop(agent, asked, console)
+            limit = self.hang_timeout if self.stepped else max(self.hang_timeout, START_SECONDS)
+            if now - heard > limit and not self.ended:
+                self._end_hang(agent, now - heard)
+                heard = time.monotonic()
+            time.sleep(POLL_SECONDS)
+
+    def _take(self, record: dict[str, Any]) -> None:
+        kind = record["event"]
+        if kind == "step_done":
+            self.outcome.step = record["step"]
+            self.stepped = True
+        elif kind == "run_started":
+            self.outcome.failures.clear()
+            self.outcome.hang = ""
+            self.stepped = False
+        elif kind == "rank_failed":
+            self.outcome.failures.append(record)
+        elif kind == "run_ended":
+            self.ended = record["reason"]
+            self.outcome.step = record["step"]
+
+    def _stop(self, agent: subprocess.Popen[bytes], asked: int, console: Console) -> None:
+        if asked == 1:
+            notice = "stopping: the step is finished and a checkpoint saved; Ctrl-C again ends it at once, without"
+            console.handle({"event": "notice", "time": time.time(), "message": notice, "step": None})
+            agent.send_signal(signal.SIGTERM)
+        else:
+            agent.kill()  # its ranks go with it
+
+    def _end_hang(self, agent: subprocess.Popen[bytes], silence: float) -> None:
+        """Nothing was heard for too long: find out which ranks hang, then end them all."""
+        agent.send_signal(signal.SIGUSR1)
+        local = self.plan.topology.nproc_per_node
+        ranks = range(self.node * local, (self.node + 1) * local) if self.plan.topology.nnodes == 1 else None
+        self.outcome.hang = f"no event for {silence:.0f} s (resilience.hang_timeout is {self.hang_timeout:g} s); " + silent_ranks(
+            self.attempt.logs, ranks
+        )
+        agent.send_signal(signal.SIGUSR2)
+
+    def _conclude(self, code: int, log: Path, interrupts: Interrupts) -> None:
+        outcome = self.outcome
+        outcome.signal = interrupts.first
+        if code == 0 and self.ended == "complete":
+            outcome.reason = "complete"
+        elif interrupts.count and (code == 0 or interrupts.count > 1 or not outcome.failures):
+            outcome.reason = "stopped"
+        elif code == 0 and self.ended == "stopped":
+            outcome.reason = "stopped"  # on another node, or by a signal to the ranks themselves
+        elif code == 0 and self.node:
+            outcome.reason = "complete"
+        elif not outcome.failures:
+            outcome.agent = f"the agent {ending(code)}\n{tail(log)}".strip()
+        if outcome.reason != (self.ended or None):
+            with Bus(self.attempt.directory, f"launcher{self.node}") as bus:
+                bus.emit(RunEnded(reason=outcome.reason, step=outcome.step))
+
+
+def environment() -> dict[str, str]:
+    """What ranks inherit from the shell, less what would confuse a rendezvous of our own."""
+    foreign = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    return {name: value for name, value in os.environ.items() if name not in foreign and not name.startswith("TORCHELASTIC_")}

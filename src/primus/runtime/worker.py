@@ -1,0 +1,177 @@
+"""The process of one rank: ``python -m primus.runtime.worker ATTEMPT_DIRECTORY`` under the agent's variables.
+
+It reads the attempt's ``plan.json`` and nothing else of the experiment. Its output goes to ``logs/rank-N.log`` from the
+first line on. SIGTERM and SIGINT ask it to stop: the backend saves at a step boundary and returns.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from primus.backends import registry
+from primus.backends.base import Session
+from primus.errors import EnvironmentFault, PrimusError, TrainingError
+from primus.events.bus import Bus
+from primus.events.sinks import Sink, SinkContext, open_sinks
+from primus.events.types import Event, RankFailed, RunEnded, StepDone
+from primus.plan.plan import Plan
+from primus.runtime.environments import engine_mismatches
+from primus.runtime.lock import hold_as_worker
+from primus.runtime.pins import this_interpreter
+from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent
+
+
+@dataclass(frozen=True)
+class Identity:
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Identity:
+        return cls(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+
+
+class StopFlag:
+    """Set by a signal, read at step boundaries."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._set)
+
+    def _set(self, *_: object) -> None:
+        self.requested = True
+
+    def __call__(self) -> bool:
+        return self.requested
+
+
+def main() -> None:
+    stop = StopFlag()
+    die_with_parent()
+    identity = Identity.from_environment()
+    attempt = Path(sys.argv[1])
+    redirect_output(attempt / "logs" / f"rank-{identity.rank}.log")
+    stacks = (attempt / "logs" / f"rank-{identity.rank}.stack").open("a", encoding="utf-8")
+    faulthandler.enable(sys.stderr)
+    faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
+    code = work(attempt, identity, stop)
+    if code:
+        # Not sys.exit: an engine's threads and communicators may hang in their destructors after a failure.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def redirect_output(path: Path) -> None:
+    """Append this process's stdout and stderr, C libraries' included, to `path`."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def work(attempt: Path, identity: Identity, stop: StopFlag) -> int:
+    """Run the attempt's plan in this process. Returns the exit code; a failure has been reported as an event by then."""
+    plan = Plan.load(attempt / "plan.json")
+    held = hold_as_worker(Path(plan.run_directory))
+    writer = f"rank{identity.rank}"
+    try:
+        sinks = sinks_of(plan, attempt) if identity.rank == 0 else []
+    except PrimusError as error:
+        with Bus(attempt, writer) as bus:
+            return report(error, identity, None, bus)
+    with Bus(attempt, writer, sinks) as bus:
+        emitter = Emitter(bus)
+        try:
+            run(plan, attempt, identity, stop, emitter)
+        except BaseException as error:  # noqa: BLE001 - whatever ends a rank is reported, then it leaves with its code
+            return report(error, identity, emitter.step, bus)
+    if held is not None:
+        os.close(held)
+    return 0
+
+
+class Emitter:
+    """Passes events on and remembers the last step, for the failure report."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.step: int | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self.step = event.step
+        self.bus.emit(event)
+
+
+def run(plan: Plan, attempt: Path, identity: Identity, stop: StopFlag, emitter: Emitter) -> None:
+    if mismatches := engine_mismatches(this_interpreter(), plan.engine):
+        raise EnvironmentFault(problems=mismatches)
+    session = Session(
+        rank=identity.rank,
+        local_rank=identity.local_rank,
+        world_size=identity.world_size,
+        run_directory=Path(plan.run_directory),
+        attempt_directory=attempt,
+        attempt=int(attempt.name),
+        emit=emitter,
+        stop_requested=stop,
+    )
+    result = registry.get(plan.experiment.backend).run(plan, session)
+    if identity.rank == 0:
+        emitter(RunEnded(reason=result.reason, step=result.step))
+
+
+def sinks_of(plan: Plan, attempt: Path) -> list[tuple[str, Callable[[], Sink]]]:
+    names = ["tensorboard"] if plan.experiment.monitor.tensorboard else []
+    context = SinkContext(Path(plan.run_directory), int(attempt.name), plan.experiment.model_dump(mode="json", by_alias=True))
+    return open_sinks(names, context)
+
+
+def report(error: BaseException, identity: Identity, step: int | None, bus: Bus) -> int:
+    """Say what ended this rank, in its log and as an event. Returns the exit code."""
+    text = "".join(traceback.format_exception(error))
+    sys.stderr.write(text)
+    again = retryable(error)
+    bus.emit(
+        RankFailed(
+            rank=identity.rank,
+            node=socket.gethostname(),
+            error=describe(error),
+            traceback=text,
+            step=step,
+            remedy=error.problems[0].remedy if isinstance(error, PrimusError) else "",
+            retryable=again,
+        )
+    )
+    return RETRYABLE if again else FINAL
+
+
+def describe(error: BaseException) -> str:
+    """``ValueError: text``; an error of ours is its own words."""
+    if isinstance(error, PrimusError):
+        return "; ".join(f"{problem.where}: {problem.message}".removeprefix(": ") for problem in error.problems)
+    return f"{type(error).__name__}: {error}"
+
+
+def retryable(error: BaseException) -> bool:
+    """Whether starting again may end otherwise. Errors raised on purpose say so; a plain bug would only repeat."""
+    if isinstance(error, TrainingError):
+        return error.retryable
+    if isinstance(error, PrimusError | ImportError | SyntaxError | NotImplementedError | AssertionError | SystemExit):
+        return False
+    return not isinstance(error, TypeError | AttributeError | NameError | LookupError)
+
+
+if __name__ == "__main__":
+    main()
