@@ -246,8 +246,9 @@ def to_config(model: Model) -> dict[str, Any]:
         config.setdefault("head_dim", model.hidden_size // model.num_attention_heads)
     if family == "deepseek_v3":
         config["q_lora_rank"] = model.q_lora_rank or None
-        config.setdefault("n_group", 1)
-        config.setdefault("topk_group", 1)
+        # what an unset field means here, not in transformers
+        unset = {"first_k_dense_replace": 0, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0}
+        config = {**unset, "norm_topk_prob": True, "scoring_func": "sigmoid", **config}
     config |= _FIXED[family]
     config["rope_theta"] = model.rope_theta
     config["rope_scaling"] = {"rope_type": "default"} if family in _DEFAULT_ROPE else None

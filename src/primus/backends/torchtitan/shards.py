@@ -12,11 +12,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Replicate, Shard, _StridedShard
 
-from primus.backends.torchtitan.weights import Rows, Weight
+from primus.backends.torchtitan.weights import BLOCK, Rows, Weight
 from primus.errors import CheckpointError
-
-BLOCK = 1 << 16
-"""Elements filled at a time."""
 
 Values = Callable[[Weight, int, Rows, NDArray[np.int64]], NDArray[np.float32]]
 """(weight, source, offsets [n] of rows in it, columns [c]) -> values [n, c]."""

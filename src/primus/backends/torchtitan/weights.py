@@ -23,6 +23,9 @@ Locate = Callable[[Rows], tuple[Rows, Rows]]
 
 Start = Literal["normal", "ones", "zeros"]
 
+BLOCK = 1 << 16
+"""Elements moved at a time."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -131,3 +134,23 @@ def fused_qkv(native: str, qkv: Sequence[Weight], heads: int, kv_heads: int, hea
     shape = (rows, columns) if len(qkv[0].shape) > 1 else (rows,)
     sources = tuple(weight.sources[0] for weight in qkv)
     return Weight(native, shape, sources, locate, start=qkv[0].start)
+
+
+def to_huggingface(weight: Weight, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """The whole native tensor `values` as the tensors of ``weight.sources``."""
+    matrix = values.reshape(weight.rows, weight.columns)
+    out = [np.empty(math.prod(source.shape), np.float32) for source in weight.sources]
+    which, offsets = weight.locate(np.arange(weight.rows, dtype=np.int64))
+    columns = np.arange(weight.columns, dtype=np.int64) * weight.stride
+    step = max(1, BLOCK // weight.columns)
+    borders = np.flatnonzero(np.diff(which)) + 1  # between runs of rows of one source
+    for first, last in zip([0, *borders], [*borders, weight.rows], strict=True):
+        target = out[which[first]]
+        if weight.stride == 1 and (np.diff(offsets[first:last]) == weight.columns).all():
+            start = offsets[first]
+            target[start : start + (last - first) * weight.columns] = matrix[first:last].reshape(-1)
+            continue
+        for begin in range(first, last, step):
+            end = min(begin + step, last)
+            target[offsets[begin:end, None] + columns[None, :]] = matrix[begin:end]
+    return [flat.reshape(source.shape) for flat, source in zip(out, weight.sources, strict=True)]
