@@ -131,7 +131,8 @@ def _advice(node: Node, annotation: Any, metadata: list[Any]) -> str:
 
 
 def _advice_for_text(value: str, kinds: list[Any], allowed: list[str]) -> str:
-    near = closest(value, allowed, cutoff=0.5) if allowed else None
+    # among words as short as cpu and gpu, nearness means nothing
+    near = closest(value, allowed, cutoff=0.5 if len(value) > 3 else 1.0) if allowed else None
     if near:
         return f"did you mean {near}?"
     if bool in kinds and value.lower() in ("yes", "on", "no", "off", "y", "n"):

@@ -14,6 +14,7 @@ import yaml
 
 from primus.config.scalars import Scalar, resolve
 from primus.config.source import Mark, Source
+from primus.config.syntax import explain
 from primus.errors import ConfigError, Problem
 
 MAX_DEPTH = 50
@@ -93,7 +94,7 @@ class _Builder:
                 else:
                     self.take(event)
         except yaml.YAMLError as error:
-            self.problems.append(explain(error, text, self.source))
+            self.problems.append(explain(error, text, self.source, self.shift))
             raise ConfigError(problems=self.problems) from None
         if self.problems:
             raise ConfigError(problems=self.problems)
@@ -223,53 +224,3 @@ def _events(text: str) -> Iterator[Any]:
             yield loader.get_event()
     finally:
         loader.dispose()
-
-
-_PLAIN_WORDS = (
-    (
-        "mapping values are not allowed",
-        "a ':' where no key can stand",
-        "check the indentation; text that contains ': ' needs quotes",
-    ),
-    ("could not find expected ':'", "a key without ':'", "write `key: value`, with a space after the colon"),
-    (
-        "did not find expected key",
-        "this line is neither a key of the section above nor the end of it",
-        "check the indentation",
-    ),
-    (
-        "did not find expected '-' indicator",
-        "this line is neither an item of the list above nor the end of it",
-        "check the indentation",
-    ),
-    ("did not find expected ',' or ']'", "the list is not closed", "add the missing ',' or ']'"),
-    ("did not find expected ',' or '}'", "the map is not closed", "add the missing ',' or '}'"),
-    ("found unexpected end of stream", "the quoted text is not closed", "add the missing quote"),
-    ("found unexpected document indicator", "the quoted text is not closed", "add the missing quote"),
-    ("control characters are not allowed", "an invisible control character", "delete it"),
-)
-
-
-def explain(error: yaml.YAMLError, text: str, source: Source) -> Problem:
-    """A YAML syntax error in plain words, at its position."""
-    said = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    if mark is not None:
-        line, column = mark.line + 1, mark.column + 1
-    else:  # a reader error only knows its offset, in characters or bytes
-        before = text[: int(getattr(error, "position", 0) or 0)]
-        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-    place = Mark(source, line, column)
-    here = place.excerpt
-    if "\t" in here[:column] and (not here[: column - 1].strip() or here[column - 1] == "\t"):
-        return Mark(source, line, here.index("\t") + 1).problem(
-            "a tab in the indentation", "YAML wants spaces: replace each tab"
-        )
-    if "${" in here and ("'}'" in said or "']'" in said):
-        return place.problem("`${...}` inside [...] or {...} must be in quotes", 'write "${NAME:default}"')
-    for words, message, remedy in _PLAIN_WORDS:
-        if words in said:
-            return place.problem(message, remedy)
-    if "cannot start any token" in said:
-        return place.problem(f"a value cannot begin with '{here[column - 1 : column]}'", "put it in quotes")
-    return place.problem(f"this is not YAML: {said}")

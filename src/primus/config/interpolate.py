@@ -37,16 +37,18 @@ def interpolate(node: Node, environment: Mapping[str, str], problems: list[Probl
     if not isinstance(value, str) or "${" not in value:
         return node
 
+    before = len(problems)
+
     def substitute(match: re.Match[str]) -> str:
         if match[0] == "$${":
             return "${"
         found = _look_up(match["body"], environment)
         if isinstance(found, str):
             return found
-        problems.append(node.mark.problem(*found))
+        if len(problems) == before:  # one complaint a value
+            problems.append(node.mark.problem(*found))
         return ""
 
-    before = len(problems)
     text = _REFERENCE.sub(substitute, value)
     whole = _REFERENCE.fullmatch(value)
     if whole is None or whole[0] == "$${" or len(problems) > before:

@@ -71,12 +71,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), environment: Mapping[s
     """
     path = Path(path)
     loader = Loader(os.environ if environment is None else environment)
-    problems: list[Problem] = []
-    over: Node | None = None
-    try:
-        over = parse_overrides(overrides)
-    except ConfigError as error:
-        problems.extend(error.problems)
+    over, problems = parse_overrides(overrides)
     try:
         text = read_text(path, str(path))
         source = Source("file", str(path), str(path), tuple(text.splitlines()))
@@ -89,14 +84,17 @@ def load(path: Path | str, overrides: Sequence[str] = (), environment: Mapping[s
     tree = loader.expand(tree, path.parent, (path.resolve(),), more)
     if over is not None:
         tree = merge(tree, over)
-    problems = [*loader.problems, *problems]
+    unread = {(problem.where, problem.excerpt, problem.column) for problem in loader.problems}
     portable, sections = native.split(tree)
     natives, native_problems = native.check(sections)
     portable, start_problems = start_from_model(portable)
     experiment, found = validate.validate(portable, natives)
-    problems += start_problems + found + native_problems
+    found += start_problems + native_problems
     if experiment is not None:
-        problems += check(experiment, portable)
+        found += check(experiment, portable)
+    # what could not be interpolated has no value that could be right or wrong
+    found = [problem for problem in found if (problem.where, problem.excerpt, problem.column) not in unread]
+    problems = [*loader.problems, *found, *problems]
     if problems or experiment is None:
         raise ConfigError(problems=_ordered(problems))
     tree = replace(tree, value={**_entries(tree), **_entries(portable)})
@@ -117,7 +115,7 @@ def _take_extends(loader: Loader, over: Node) -> tuple[Node, Node | None]:
 def _ordered(problems: list[Problem]) -> list[Problem]:
     """Without repetitions; those of one file in the order of its lines, files in the order they were met."""
     unique = list(dict.fromkeys(problems))
-    files: dict[str, int] = {}
+    files: dict[str, int] = {"override": len(unique)}  # the command line comes last
 
     def place(problem: Problem) -> tuple[int, int, int]:
         parts = problem.where.rsplit(":", 2)

@@ -14,8 +14,8 @@ from primus.errors import ConfigError, Problem
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\Z")
 
 
-def parse_overrides(overrides: Sequence[str]) -> Node | None:
-    """All of `overrides` merged, later ones winning; None without any. Raises ConfigError naming all malformed ones."""
+def parse_overrides(overrides: Sequence[str]) -> tuple[Node | None, list[Problem]]:
+    """All of `overrides` merged, later ones winning (None without any), and what is wrong with malformed ones."""
     problems: list[Problem] = []
     tree: Node | None = None
     for text in overrides:
@@ -25,9 +25,7 @@ def parse_overrides(overrides: Sequence[str]) -> Node | None:
             problems.extend(error.problems)
         else:
             tree = one if tree is None else merge(tree, one)
-    if problems:
-        raise ConfigError(problems=problems)
-    return tree
+    return tree, problems
 
 
 def _parse_one(text: str) -> Node:

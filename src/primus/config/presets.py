@@ -53,11 +53,9 @@ def read_text(path: Path, shown: str, named_at: Mark | None = None) -> str:
             )
         raw = path.read_bytes()
     except FileNotFoundError:
-        beside = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {path.with_name(close[0]) if named_at is None else close[0]}?" if close else "check the path"
-        )
+        beside = {item.stem: item.name for item in path.parent.glob("*.y*ml")} if path.parent.is_dir() else {}
+        close = difflib.get_close_matches(path.stem, beside, n=1)
+        hint = f"did you mean {Path(shown).with_name(beside[close[0]])}?" if close else "check the path"
         raise fail(f"there is no file {shown}", hint) from None
     except (OSError, ValueError) as error:
         raise fail(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -85,7 +83,7 @@ class Loader:
     def read(self, path: Path, source: Source, text: str) -> Node:
         """The file alone, interpolated. Raises ConfigError when it is no map."""
         tree = parse(text, source)
-        if tree is None:
+        if tree is None or tree.value is None:
             raise ConfigError(
                 f"{source.place} is empty", where=source.place, remedy="see examples/quickstart.yaml for an experiment"
             )

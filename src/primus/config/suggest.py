@@ -32,13 +32,10 @@ def unknown_key(section: str, name: str) -> str:
         from primus.backends import registry
 
         here += ["extends", *registry.names()]
+    if "." in name and name in table:
+        return f"dots are for the command line; in a file write {_nested(name)}"
     return (
         _meant(closest(name, here, cutoff=0.78))
-        or (
-            f"dots are for the command line; in a file nest it: {_nested(name)}"
-            if "." in name and name in table
-            else ""
-        )
         or _elsewhere(section, name)
         or _foreign(name)
         or _meant(closest(name, here))

@@ -107,5 +107,8 @@ def locate(tree: Node, location: tuple[str | int, ...], kind: str) -> Found:
             node = value[part]
             path.append(part)
         elif kind == "missing" and index == len(location) - 1:
-            path.append(part)
+            if isinstance(part, int):  # a list that is too short is a value that does not fit
+                kind = "too_short"
+            else:
+                path.append(part)
     return Found(tuple(path), kind, node, key)

@@ -1,0 +1,73 @@
+"""YAML syntax errors in plain words, at the place where the mistake is rather than where the parser noticed it."""
+
+from __future__ import annotations
+
+import yaml
+
+from primus.config.source import Mark, Source
+from primus.errors import Problem
+
+_INDENTATION = "check the indentation"
+_QUOTE = ("the quoted text is not closed", "add the missing quote")
+_LIBYAML = {
+    "mapping values are not allowed": (
+        "a ':' where no key can stand",
+        "check the indentation; text that contains ': ' needs quotes",
+    ),
+    "could not find expected ':'": ("a key without ':'", "write `key: value`, with a space after the colon"),
+    "did not find expected key": (
+        "this line is neither a key of the section above nor the end of it",
+        _INDENTATION,
+    ),
+    "did not find expected '-' indicator": (
+        "this line is neither an item of the list above nor the end of it",
+        _INDENTATION,
+    ),
+    "control characters are not allowed": ("an invisible control character", "delete it"),
+}
+_NOT_CLOSED = {
+    "did not find expected ',' or ']'": ("the list that begins here is not closed", "add the missing ',' or ']'"),
+    "did not find expected ',' or '}'": ("the map that begins here is not closed", "add the missing ',' or '}'"),
+    "found unexpected end of stream": _QUOTE,
+    "found unexpected document indicator": _QUOTE,
+}
+"""Noticed far behind: these point at the beginning of what is open."""
+
+
+def explain(error: yaml.YAMLError, text: str, source: Source, shift: int = 0) -> Problem:
+    """The Problem behind `error`. `shift`: columns before `text` in the first line of `source`."""
+    said = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+    noticed = getattr(error, "problem_mark", None)
+    opened = getattr(error, "context_mark", None) or noticed
+    if noticed is None:
+        place = _at_offset(text, int(getattr(error, "position", 0) or 0), source)
+    else:
+        place = _mark(noticed, source, shift)
+    here, column = place.excerpt, place.column
+    if "\t" in here[:column] and (not here[: column - 1].strip() or here[column - 1] == "\t"):
+        tab = Mark(source, place.line, here.index("\t") + 1)
+        return tab.problem("a tab in the indentation", "YAML wants spaces: replace each tab")
+    for words, (message, remedy) in _NOT_CLOSED.items():
+        if words in said:
+            start = _mark(opened, source, shift)
+            if "${" in place.excerpt or "${" in start.excerpt:
+                return place.problem("`${...}` inside [...] or {...} must be in quotes", 'write "${NAME:default}"')
+            return start.problem(message, remedy)
+    if here[column - 1 : column] == ":" and not here[: column - 1].strip():
+        return place.problem("a key is missing before ':'", "write `key: value`")
+    for words, (message, remedy) in _LIBYAML.items():
+        if words in said:
+            return place.problem(message, remedy)
+    if "cannot start any token" in said:
+        return place.problem(f"a value cannot begin with '{here[column - 1 : column]}'", "put it in quotes")
+    return place.problem(f"this is not YAML: {said}")
+
+
+def _mark(mark: yaml.Mark, source: Source, shift: int) -> Mark:
+    return Mark(source, mark.line + 1, mark.column + 1 + (shift if mark.line == 0 else 0))
+
+
+def _at_offset(text: str, offset: int, source: Source) -> Mark:
+    """A reader error knows its offset only."""
+    before = text[:offset]
+    return Mark(source, before.count("\n") + 1, len(before) - before.rfind("\n"))
