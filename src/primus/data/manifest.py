@@ -30,9 +30,11 @@ class FileFacts(Part):
 
 
 class SourceFacts(Part):
-    """One input. path as given or, for a Hub dataset, ``org/name@commit:file``."""
+    """One argument. path: as given or, for a Hub dataset, ``org/name@commit``; xxh3: of the file, or over the names,
+    sizes and hashes of all its files."""
 
     path: str
+    files: int
     size: int
     xxh3: str
 
@@ -68,9 +70,6 @@ class Manifest(Part):
     text_bytes: int = Field(description="UTF-8 bytes of text that were encoded.")
     options: dict[str, Any] = Field(default_factory=dict)
     sources: tuple[SourceFacts, ...]
-
-    def to_json(self) -> str:
-        return json.dumps(self.model_dump(), indent=1, ensure_ascii=False) + "\n"
 
 
 def manifest_path(prefix: str | Path) -> Path:

@@ -9,10 +9,15 @@ import hashlib
 import platform
 import sysconfig
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from primus.data.format import bin_path, idx_path
 from primus.data.manifest import manifest_path
 from primus.home import primus_home
+
+if TYPE_CHECKING:
+    from primus.data.prepare import Outcome
+    from primus.data.progress import Reporter
 
 VOCAB_SIZE = 4096
 PREPARE_COMMAND = "primus-cli data prepare --stdlib"
@@ -54,3 +59,19 @@ def source_files(root: Path) -> list[Path]:
         if not (EXCLUDED & set(relative.parts) or generated or path.is_symlink()) and path.stat().st_size:
             files.append((hashlib.sha256(relative.as_posix().encode()).digest(), path))
     return [path for _, path in sorted(files)]
+
+
+def prepare_stdlib(report: Reporter, *, root: Path, python_version: str, workers: int = 1) -> Outcome:
+    """Prepare the embedded corpus from the library at `root`. Needs numpy and the tokenizer packages."""
+    from primus.data.inputs import InputFile, Inputs
+    from primus.data.prepare import Request, prepare
+
+    files = []
+    for path in source_files(root):
+        status = path.stat()
+        files.append(InputFile(path, "text", "", status.st_size, status.st_mtime_ns, 0))
+    inputs = Inputs(tuple(files), ((f"standard library of Python {python_version}", root),))
+    request = Request(
+        inputs, prefix(python_version), tokenizer=None, bpe_vocab=VOCAB_SIZE, skip_bad=True, workers=workers
+    )
+    return prepare(request, report)

@@ -30,11 +30,13 @@ def content_hash(text: bytes) -> str:
 class TokenizerFiles:
     """A directory with ``tokenizer.json`` and perhaps its companions.
 
-    known: (file hash, content hash) of a manifest; saves parsing a large file when its bytes are still the same.
+    name: what to call it, default its path. known: (file hash, content hash) of a manifest; saves parsing a large file
+    when its bytes are still the same.
     """
 
-    def __init__(self, directory: Path, known: tuple[str, str] | None = None) -> None:
+    def __init__(self, directory: Path, name: str = "", known: tuple[str, str] | None = None) -> None:
         self.directory = directory
+        self.name = name or str(directory)
         self._known = known
 
     @property
@@ -141,7 +143,7 @@ def find_tokenizer(name: str, where: str) -> TokenizerFiles:
                 where=where,
                 remedy=f"primus-cli data fetch {name} --tokenizer",
             )
-        return TokenizerFiles(found)
+        return TokenizerFiles(found, name)
     raise DataError(
         f"'{name}' is neither a directory nor a Hub id",
         where=where,

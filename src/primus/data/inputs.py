@@ -1,0 +1,257 @@
+"""What is to be prepared: files found from the arguments, and the shards they are worked off in."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from primus.errors import DataError, Problem
+
+Kind = Literal["text", "jsonl", "parquet", "arrow"]
+Codec = Literal["", "gzip", "zstd"]
+DocumentUnit = Literal["file", "line", "paragraph"]
+
+SHARD_BYTES = 32 << 20
+SUFFIXES: dict[str, Kind] = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".txt", ".text", ".md", ".rst"), "text"),
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+CODECS: dict[str, Codec] = {".gz": "gzip", ".zst": "zstd"}
+SPLIT_NAME = re.compile(r"(?:^|[/_.-])(train|training|test|testing|valid|validation|val|dev|eval)(?=[/_.-])")
+TRAIN_SPLITS = frozenset({"train", "training"})
+DATASET_CARDS = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"})
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file to read. source: number of the argument that led to it."""
+
+    path: Path
+    kind: Kind
+    codec: Codec
+    size: int
+    modified_ns: int
+    source: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All files in the order their documents will have. sources: display name of each argument, and the directory its
+    files' names are relative to. notes: what a person should know about the choice."""
+
+    files: tuple[InputFile, ...]
+    sources: tuple[tuple[str, Path], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, as stored."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of work whose result does not depend on who does it, or when.
+
+    start, end: byte range of a file read by lines, or range of row groups of a parquet file; end -1: all of it.
+    hashes: whether this shard also hashes its files (the first one of each file does).
+    """
+
+    number: int
+    kind: Kind
+    codec: Codec
+    paths: tuple[str, ...]
+    size: int
+    start: int = 0
+    end: int = -1
+    hashes: bool = True
+
+
+@dataclass
+class _Search:
+    pattern: str | None
+    split: str | None
+    files: list[InputFile] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, path: Path, kind: Kind | None, source: int) -> None:
+        status = path.stat()
+        named, codec = _kind(path)
+        self.files.append(InputFile(path, kind or named or "text", codec, status.st_size, status.st_mtime_ns, source))
+
+
+def _kind(path: Path) -> tuple[Kind | None, Codec]:
+    codec = CODECS.get(path.suffix.lower(), "")
+    stem = path.with_suffix("") if codec else path
+    return SUFFIXES.get(stem.suffix.lower()), codec
+
+
+def collect(
+    arguments: Sequence[str], *, pattern: str | None, split: str | None, labels: Sequence[str] | None = None
+) -> Inputs:
+    """Find the files of each argument: a file, a directory of files, or a Hugging Face dataset directory.
+
+    pattern: shell pattern that files of a directory must match; they are then read by suffix, else as text. split: of a
+    Hugging Face dataset. labels: names to show and record instead of the arguments. Raises DataError for everything
+    that is missing, empty or ambiguous, all at once.
+    """
+    search = _Search(pattern, split)
+    problems: list[Problem] = []
+    sources = []
+    for number, argument in enumerate(arguments):
+        path = Path(argument).expanduser().absolute()
+        sources.append((labels[number] if labels else argument, path if path.is_dir() else path.parent))
+        before = len(search.files)
+        try:
+            if path.is_dir():
+                _collect_directory(search, path, number)
+            elif path.is_file():
+                search.add(path, None, number)
+            else:
+                raise DataError(
+                    "does not exist", where=argument, remedy="give a file, a directory, or a Hub id org/name"
+                )
+        except DataError as error:
+            problems.extend(error.problems)
+        except OSError as error:
+            problems.append(Problem(argument, f"cannot be read: {error.strerror}"))
+        problems.extend(
+            Problem(str(file.path), "is empty", "leave it out")
+            for file in search.files[before:]
+            if path.is_file() and not file.size
+        )
+    if problems:
+        raise DataError(problems=problems)
+    files = tuple(file for file in search.files if file.size)
+    if len(files) < len(search.files):
+        search.notes.append(f"{len(search.files) - len(files)} empty files left out")
+    if not files:
+        raise DataError("there is nothing to prepare: all files are empty", where=", ".join(arguments))
+    return Inputs(files, tuple(sources), tuple(search.notes))
+
+
+def _collect_directory(search: _Search, root: Path, source: int) -> None:
+    if (root / "dataset_dict.json").is_file():
+        splits = sorted(path.name for path in root.iterdir() if path.is_dir())
+        chosen = search.split or ("train" if "train" in splits else None)
+        if chosen not in splits:
+            asked = f"has no split '{chosen}'" if chosen else "has no split 'train'"
+            raise DataError(asked, where=str(root), remedy=f"choose one with --split: {', '.join(splits)}")
+        search.notes.append(f"split '{chosen}' of {root.name}")
+        root = root / chosen
+    if (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
+        for path in sorted(root.glob("*.arrow")):
+            search.add(path, "arrow", source)
+        return
+    _collect_plain(search, root, source)
+
+
+def _collect_plain(search: _Search, root: Path, source: int) -> None:
+    every = [path for path in _walk(root) if search.pattern is None or _matches(path, root, search.pattern)]
+    if search.pattern is not None:
+        for path in every:
+            search.add(path, None, source)
+        if not every:
+            raise DataError(f"holds no file that matches '{search.pattern}'", where=str(root))
+        return
+    known = [path for path in every if _kind(path)[0] and path.name not in DATASET_CARDS]
+    if not known:
+        raise DataError(
+            f"holds no file of a known kind ({', '.join(SUFFIXES)}, also with {' or '.join(CODECS)})",
+            where=str(root),
+            remedy="choose files by name, e.g. --pattern '*.py'; they are read as text",
+        )
+    structured = [path for path in known if _kind(path)[0] != "text"]
+    kinds = sorted({str(_kind(path)[0]) for path in structured})
+    if len(kinds) > 1:
+        raise DataError(
+            f"mixes {' and '.join(kinds)} files", where=str(root), remedy="choose some with --pattern, e.g. '*.parquet'"
+        )
+    if structured and len(structured) < len(known):
+        search.notes.append(f"{len(known) - len(structured)} text files beside the {kinds[0]} files left out")
+    for path in _one_split(search, root, structured) if structured else known:
+        search.add(path, None, source)
+
+
+def _one_split(search: _Search, root: Path, files: list[Path]) -> list[Path]:
+    """The files of one split, where the names tell splits apart as the Hub's convention has it."""
+
+    def split_of(path: Path) -> str | None:
+        found = SPLIT_NAME.findall("/" + path.relative_to(root).as_posix().lower())
+        return found[-1] if found else None
+
+    splits = {split_of(path) for path in files}
+    if search.split is not None:
+        chosen = [path for path in files if split_of(path) == search.split]
+        if not chosen:
+            known = ", ".join(sorted(filter(None, splits))) or "none can be told from the file names"
+            raise DataError(f"has no files of split '{search.split}'", where=str(root), remedy=f"splits: {known}")
+        return chosen
+    if splits & TRAIN_SPLITS and splits - TRAIN_SPLITS:
+        others = ", ".join(sorted(name or "other files" for name in splits - TRAIN_SPLITS))
+        search.notes.append(f"split 'train' of {root.name}; left out: {others}")
+        return [path for path in files if split_of(path) in TRAIN_SPLITS]
+    return files
+
+
+def _walk(root: Path) -> Iterable[Path]:
+    for directory, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(directory, name)
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _matches(path: Path, root: Path, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(path.name, pattern) or fnmatch.fnmatchcase(path.relative_to(root).as_posix(), pattern)
+
+
+def make_shards(inputs: Inputs, unit: DocumentUnit) -> list[Shard]:
+    """Cut the inputs into shards of about 32 MiB: big line-based files by byte ranges, small text files together."""
+    shards: list[Shard] = []
+    group: list[InputFile] = []
+
+    def close_group() -> None:
+        if group:
+            paths, size = tuple(str(file.path) for file in group), sum(file.size for file in group)
+            shards.append(Shard(len(shards), "text", "", paths, size))
+            group.clear()
+
+    for file in inputs.files:
+        by_lines = file.kind == "jsonl" or (file.kind == "text" and unit == "line")
+        if file.kind == "text" and not file.codec and (file.size < SHARD_BYTES or not by_lines):
+            if sum(member.size for member in group) + file.size > SHARD_BYTES:
+                close_group()
+            group.append(file)
+            continue
+        close_group()
+        if by_lines and not file.codec:
+            ranges = [(start, min(start + SHARD_BYTES, file.size)) for start in range(0, file.size, SHARD_BYTES)]
+            sizes = [end - start for start, end in ranges]
+        elif file.kind == "parquet" and file.size > 2 * SHARD_BYTES:
+            ranges = _row_group_ranges(file)
+            sizes = [file.size // len(ranges)] * len(ranges)
+        else:
+            ranges, sizes = [(0, -1)], [file.size]
+        for (start, end), size in zip(ranges, sizes, strict=True):
+            shards.append(Shard(len(shards), file.kind, file.codec, (str(file.path),), size, start, end, start == 0))
+    close_group()
+    return shards
+
+
+def _row_group_ranges(file: InputFile) -> list[tuple[int, int]]:
+    from primus.data.columns import row_groups
+
+    count = row_groups(file.path)
+    wanted = max(1, min(count, file.size // SHARD_BYTES))
+    edges = [number * count // wanted for number in range(wanted + 1)]
+    return list(itertools.pairwise(edges))

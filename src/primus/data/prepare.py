@@ -1,0 +1,320 @@
+"""Text to a token dataset: the whole job, from inputs to the files under their final names.
+
+Unfinished work lives in ``PREFIX.partial/``: finished shards, the tokens merged from them so far, and ``state.json``,
+which says how far that got. Killed at any moment, the same command goes on from there, and the result is the same to
+the last byte. The final names appear at the very end, the index last: a reader sees a whole dataset or none.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from primus.data.encoder import EncoderName, Reference, choose_encoder, load_reference
+from primus.data.format import bin_path, idx_path
+from primus.data.indexed import sync, write_index
+from primus.data.inputs import DocumentUnit, Inputs, Shard, make_shards
+from primus.data.manifest import (
+    FileFacts,
+    Manifest,
+    SourceFacts,
+    TokenizerFacts,
+    content_digest,
+    manifest_path,
+    read_manifest,
+)
+from primus.data.merge import Merger
+from primus.data.pool import encode_shards
+from primus.data.progress import Reporter
+from primus.data.shards import Job, Sample, ShardResult, hash_file, output_error, read_result
+from primus.data.tokenizer import COMPANIONS, TokenizerFiles
+from primus.data.train_bpe import SAMPLE_BYTES, sample_texts, train_bpe
+from primus.data.workspace import begin, exclusive, forget_shards, is_ready, publish, tokenizer_directory, write_json
+from primus.errors import DataError
+
+CHECKED_BYTES = 128 << 10
+"""Text from all over the inputs on which the encoders are compared before work begins."""
+UINT16_IDS = 65536
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to prepare. output: prefix. tokenizer: directory, or None to train one of `bpe_vocab` entries.
+    eod: token text, ``none``, or None for the tokenizer's own. workers: processes."""
+
+    inputs: Inputs
+    output: Path
+    tokenizer: TokenizerFiles | None
+    bpe_vocab: int | None = None
+    field: str = "text"
+    unit: DocumentUnit = "file"
+    eod: str | None = None
+    skip_bad: bool = False
+    workers: int = 1
+    overwrite: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """The options that decide the result; recorded in the manifest."""
+        return {"field": self.field, "document": self.unit, "skip_bad": self.skip_bad, "train_bpe": self.bpe_vocab}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """already: the dataset was there before, made by the same request."""
+
+    manifest: Manifest
+    already: bool
+
+
+class _EncodersDiffer(Exception):
+    """The fast encoder gave other ids than the reference somewhere in the data."""
+
+
+def prepare(request: Request, report: Reporter) -> Outcome:
+    """Make the dataset, or go on making it. Raises DataError; what is finished by then is kept for the next try."""
+    output = request.output
+    if request.tokenizer:
+        _settle_eod(request, request.tokenizer)  # a wrong one should leave no traces
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"cannot be made: {error.strerror}", where=str(output.parent), remedy="choose another --output"
+        ) from error
+    try:
+        with exclusive(output) as directory:
+            return _prepare_locked(request, directory, report)
+    except OSError as error:
+        raise output_error(error, output.parent) from error
+
+
+def _prepare_locked(request: Request, directory: Path, report: Reporter) -> Outcome:
+    output = request.output
+    fingerprint = _fingerprint(request)
+    if is_ready(directory, fingerprint):
+        publish(directory, output)
+    if finished := _finished(request, fingerprint):
+        return Outcome(finished, already=True)
+    if begin(directory, fingerprint):
+        report.note("going on with the unfinished work of an earlier call")
+    shards = make_shards(request.inputs, request.unit)
+    tokenizer = _settle_tokenizer(request, shards, directory, report)
+    reference = load_reference(tokenizer.path)
+    eod_token, eod_id = _settle_eod(request, tokenizer)
+    encoder, reason = _remembered_encoder(directory) or _choose_encoder(request, shards, tokenizer, reference)
+    while True:
+        if reason:
+            report.note(f"using the slower encoder `tokenizers`: {reason}")
+        job = Job(
+            directory=str(directory),
+            encoder=encoder,
+            field=request.field,
+            unit=request.unit,
+            eod_id=eod_id,
+            dtype="uint16" if reference.vocab_size <= UINT16_IDS else "int32",
+            skip_bad=request.skip_bad,
+        )
+        try:
+            work = _encode_and_merge(shards, job, request, reference, report)
+            break
+        except _EncodersDiffer as difference:
+            encoder, reason = "tokenizers", str(difference)
+            forget_shards(directory)
+            write_json(directory / "encoder.json", [encoder, reason])
+    facts = TokenizerFacts(
+        hash=tokenizer.hash,
+        file_hash=tokenizer.file_hash,
+        vocab_size=reference.vocab_size,
+        directory=tokenizer_directory(output).name,
+        origin=request.tokenizer.name if request.tokenizer else "trained on this text",
+    )
+    manifest = _describe(request, job, work, facts, eod_token)
+    write_json(directory / "manifest", manifest.model_dump(), indent=1)
+    write_json(directory / "ready", fingerprint)
+    publish(directory, output)
+    return Outcome(manifest, already=False)
+
+
+def _fingerprint(request: Request) -> str:
+    """Hash of everything that decides the result. A change discards unfinished work."""
+    facts = {
+        "files": [
+            [str(file.path), file.kind, file.codec, file.size, file.modified_ns] for file in request.inputs.files
+        ],
+        "options": request.options(),
+        "eod": request.eod,
+        "tokenizer": request.tokenizer.hash if request.tokenizer else None,
+    }
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode(errors="surrogateescape"))
+
+
+def _finished(request: Request, fingerprint: str) -> Manifest | None:
+    """The manifest when the dataset is there and made by this very request. Raises DataError when another one is."""
+    output = request.output
+    index, description = idx_path(output), manifest_path(output)
+    inputs = {file.path for file in request.inputs.files}
+    if clash := next((path for path in (index, description, bin_path(output)) if path in inputs), None):
+        raise DataError("is an input and would be overwritten", where=str(clash), remedy="choose another --output")
+    # raises when that file is something else than a manifest
+    manifest = read_manifest(output)
+    if not index.exists() or request.overwrite:
+        return None
+    if manifest and manifest.options.get("fingerprint") == fingerprint:
+        return manifest
+    how = " and was made from other inputs or with other options" if manifest else ""
+    raise DataError(
+        f"exists already{how}", where=str(index), remedy="choose another --output, or replace it with --overwrite"
+    )
+
+
+def _choose_encoder(
+    request: Request, shards: Sequence[Shard], tokenizer: TokenizerFiles, reference: Reference
+) -> tuple[EncoderName, str]:
+    texts = sample_texts(shards, request.field, request.unit, CHECKED_BYTES, skip_bad=True)
+    return choose_encoder(tokenizer.path, reference, list(texts))
+
+
+def _settle_tokenizer(request: Request, shards: Sequence[Shard], directory: Path, report: Reporter) -> TokenizerFiles:
+    """The tokenizer in the work directory: a copy of the one asked for, or one trained there (once)."""
+    target = directory / "tokenizer"
+    if (target / "tokenizer.json").is_file():
+        return TokenizerFiles(target)
+    if request.tokenizer is None:
+        assert request.bpe_vocab is not None, "a request has a tokenizer or a vocabulary size"
+        size = min(SAMPLE_BYTES, request.inputs.size)
+        report.note(f"training a byte-level BPE of {request.bpe_vocab} entries on {size / 1e6:.0f} MB of the text")
+        texts = sample_texts(shards, request.field, request.unit, SAMPLE_BYTES, skip_bad=request.skip_bad)
+        reached = train_bpe(texts, request.bpe_vocab, target)
+        if reached < request.bpe_vocab:
+            report.note(f"the text has pairs for {reached} entries only")
+        return TokenizerFiles(target)
+    source = request.tokenizer
+    _ = source.content  # a DataError here names the user's file, not our copy
+    target.mkdir(exist_ok=True)
+    for name in COMPANIONS:
+        if (source.directory / name).is_file():
+            shutil.copyfile(source.directory / name, target / name)
+    shutil.copyfile(source.path, target / "copy")
+    (target / "copy").replace(target / "tokenizer.json")
+    return TokenizerFiles(target)
+
+
+def _settle_eod(request: Request, tokenizer: TokenizerFiles) -> tuple[str | None, int | None]:
+    if request.eod == "none":
+        return None, None
+    token = request.eod or tokenizer.eod_token()
+    origin = str(request.tokenizer.path if request.tokenizer else tokenizer.path)
+    if token is None:
+        raise DataError(
+            "names no end-of-sequence token", where=origin, remedy="name one with --eod TOKEN, or use --eod none"
+        )
+    eod_id = tokenizer.token_id(token)
+    if eod_id is None:
+        known = ", ".join(list(tokenizer.added_tokens)[:8])
+        raise DataError(
+            f"has no token '{token}'", where=origin, remedy=f"its added tokens: {known or 'none'}; or use --eod none"
+        )
+    return token, eod_id
+
+
+def _remembered_encoder(directory: Path) -> tuple[EncoderName, str] | None:
+    """The choice an earlier call was led to by the data."""
+    try:
+        name, reason = json.loads((directory / "encoder.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    return name, reason
+
+
+@dataclass(frozen=True)
+class _Work:
+    """All shards encoded and merged. index: the new .idx file; digest: of the tokens."""
+
+    results: list[ShardResult]
+    index: Path
+    tokens: FileFacts
+
+
+def _encode_and_merge(
+    shards: Sequence[Shard], job: Job, request: Request, reference: Reference, report: Reporter
+) -> _Work:
+    directory = Path(job.directory)
+    with Merger(directory) as merger:
+        results = {shard.number: read_result(directory, shard.number) for shard in shards}
+        missing = [shard for shard in shards if results[shard.number] is None]
+        report.begin("encoding", request.inputs.size)
+        report.advance(request.inputs.size - sum(shard.size for shard in missing))
+        merger.take(results)
+        for done in encode_shards(missing, job, request.workers, report.advance):
+            _check(done.samples, reference, job)
+            results[done.result.number] = done.result
+            report.advance(shards[done.result.number].size - done.result.text_bytes)
+            merger.take(results)
+        tokens = merger.facts()
+    report.end()
+    finished = [result for result in results.values() if result]
+    if not sum(result.documents for result in finished):
+        raise DataError(
+            "there is no text in the inputs: every document is empty",
+            where=", ".join(name for name, _ in request.inputs.sources),
+        )
+    index = directory / "index"
+    with index.open("wb") as file:
+        write_index(file, job.dtype, merger.lengths)
+        sync(file)
+    return _Work(finished, index, tokens)
+
+
+def _check(samples: Sequence[Sample], reference: Reference, job: Job) -> None:
+    if job.encoder == "tokenizers":
+        return
+    for sample in samples:
+        if reference.differs(sample.text, sample.ids):
+            raise _EncodersDiffer(f"gigatoken's ids differ from the reference for {sample.text[:60]!r}")
+
+
+def _describe(request: Request, job: Job, work: _Work, tokenizer: TokenizerFacts, eod_token: str | None) -> Manifest:
+    idx = FileFacts(size=work.index.stat().st_size, xxh3=hash_file(work.index))
+    results = work.results
+    return Manifest(
+        digest=content_digest(job.dtype, work.tokens.xxh3, idx.xxh3),
+        dtype=job.dtype,
+        tokens=sum(result.tokens for result in results),
+        documents=sum(result.documents for result in results),
+        max_id=max(result.max_id for result in results),
+        eod_id=job.eod_id,
+        eod_token=eod_token,
+        bin=work.tokens,
+        idx=idx,
+        tokenizer=tokenizer,
+        encoder=f"{job.encoder} {version(job.encoder)}",
+        empty_documents=sum(result.empty for result in results),
+        bad_records=sum(result.bad for result in results),
+        text_bytes=sum(result.text_bytes for result in results),
+        options={**request.options(), "fingerprint": _fingerprint(request)},
+        sources=_source_facts(request.inputs, results),
+    )
+
+
+def _source_facts(inputs: Inputs, results: Sequence[ShardResult]) -> tuple[SourceFacts, ...]:
+    """One entry an argument: the file's own hash, or for a directory the hash of all its names, sizes and hashes."""
+    hashes = {path: digest for result in results for path, digest in result.hashes.items()}
+    facts = []
+    for number, (label, root) in enumerate(inputs.sources):
+        files = [file for file in inputs.files if file.source == number]
+        if len(files) == 1:
+            digest = hashes[str(files[0].path)]
+        else:
+            lines = [
+                f"{file.path.relative_to(root).as_posix()} {file.size} {hashes[str(file.path)]}\n" for file in files
+            ]
+            digest = xxhash.xxh3_128_hexdigest("".join(lines).encode(errors="surrogateescape"))
+        facts.append(SourceFacts(path=label, files=len(files), size=sum(file.size for file in files), xxh3=digest))
+    return tuple(facts)

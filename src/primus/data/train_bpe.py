@@ -1,0 +1,60 @@
+"""A byte-level BPE tokenizer trained on the spot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from primus.data.documents import BadRecords, read_shard
+from primus.data.inputs import DocumentUnit, Shard
+from primus.errors import UsageError
+
+END_OF_TEXT = "<|endoftext|>"
+SAMPLE_BYTES = 64 << 20
+"""Text a tokenizer is trained on at most; taken from all over the inputs."""
+SMALLEST_VOCABULARY = 257
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path) -> int:
+    """Train on `texts` and save ``tokenizer.json`` with its companion into `directory`, which is made.
+
+    The alphabet is the 256 bytes, so nothing is ever unknown; id 0 ends documents. Returns the size reached, which is
+    smaller than `vocab_size` when the text has no more pairs to merge.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UsageError(f"a byte-level vocabulary needs at least {SMALLEST_VOCABULARY} entries, not {vocab_size}")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return int(tokenizer.get_vocab_size())
+
+
+def sample_texts(
+    shards: Sequence[Shard], field: str, unit: DocumentUnit, budget: int, *, skip_bad: bool
+) -> Iterator[str]:
+    """About `budget` bytes of text, an equal part from the beginning of up to 64 evenly spaced shards."""
+    step = max(1, len(shards) // 64)
+    chosen = shards[::step]
+    for shard in chosen:
+        left = budget // len(chosen)
+        bad = BadRecords(skip_bad)
+        for text, _ in read_shard(shard, field, unit, bad, lambda left, right: True):
+            yield text[:left]
+            left -= len(text)
+            if left <= 0:
+                break
+        bad.raise_any()
