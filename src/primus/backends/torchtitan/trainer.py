@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class PrimusTrainer(Trainer):
         _session: Session | None = None
 
         def to_dict(self) -> dict[str, Any]:
-            config = Trainer.Config.to_dict(self)
+            # a session holds locks and open files, which cannot be copied
+            config = Trainer.Config.to_dict(replace(self, _plan=None, _session=None))
             return {name: value for name, value in config.items() if not name.startswith("_")}
 
     checkpointer: Checkpoints
