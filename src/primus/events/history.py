@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
 from operator import itemgetter, lt
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from primus.events.jsonl import PATTERN, Record, decode, read_lines, well_formed
 Status = Literal["running", "complete", "stopped", "failed", "unknown"]
 
 _STEP_LINE = b'{"event":"step_done",'
+_START_LINE = b'{"event":"run_started",'
 _CHUNK = 500
 """Lines parsed at once; more of them leave the processor's cache."""
 _ALIVE_SECONDS = 120.0
@@ -95,8 +97,9 @@ _NAN = float("nan")
 
 @dataclass
 class Attempt:
-    """One start of the processes. Times are Unix seconds of the first and last record, None without any; steps are
-    those it reported, later superseded ones included; ``reason`` is None while it runs or when it was killed."""
+    """One launch, in which the processes may have been restarted. Times are Unix seconds of the first and last record,
+    None without any; steps are those it reported, the later superseded included; resumed_from and devices are of the
+    last start; ``reason`` is None while it runs or when it was killed."""
 
     number: int
     started: float | None = None
@@ -107,6 +110,7 @@ class Attempt:
     first_step: int | None = None
     last_step: int | None = None
     reason: str | None = None
+    restarts: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -206,27 +210,37 @@ class _Read:
 
 def _read_attempt(number: int, files: Iterable[Path]) -> _Read:
     read = _Read(Attempt(number))
+    others: list[list[Record]] = []
     for file in files:
         for lines in _chunks(read_lines(file)):
+            if lines[0].startswith(_START_LINE):
+                start = decode(lines[0])
+                if start is not None and well_formed(start):
+                    read.steps.cut((start.get("resumed_from") or 0) + 1)
             step_lines = [line for line in lines if line.startswith(_STEP_LINE)]
             try:
                 read.steps.extend(from_json(b"[" + b",".join(step_lines) + b"]"))
             except (ValueError, LookupError, TypeError, OverflowError):  # NaN losses and garbage: one by one
                 _read_carefully(read, step_lines)
             _read_carefully(read, [line for line in lines if not line.startswith(_STEP_LINE)])
-    read.others.sort(key=itemgetter("time"))
+        others.append(read.others)
+        read.others = []
+    # By time across writers, but never against a writer's own order: clocks jump.
+    read.others = list(merge(*others, key=itemgetter("time")))
     _describe(read)
     return read
 
 
 def _chunks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+    """Lines in portions; a start of the processes begins a new one."""
     chunk: list[bytes] = []
     for line in lines:
-        chunk.append(line)
-        if len(chunk) == _CHUNK:
+        if len(chunk) == _CHUNK or (chunk and line.startswith(_START_LINE)):
             yield chunk
             chunk = []
-    yield chunk
+        chunk.append(line)
+    if chunk:
+        yield chunk
 
 
 def _read_carefully(read: _Read, lines: Iterable[bytes]) -> None:
@@ -254,41 +268,54 @@ def _describe(read: _Read) -> None:
         times += [read.steps.time[0], read.steps.time[-1]]
     if times:
         attempt.started, attempt.last_record = min(times), max(times)
-    reasons = {record["reason"] for record in read.others if record["event"] == "run_ended"}
-    if any(record["event"] == "rank_failed" for record in read.others):
-        reasons.add("failed")
-    attempt.reason = next((reason for reason in ("failed", "stopped", "complete") if reason in reasons), None)
+    starts = [index for index, record in enumerate(read.others) if record["event"] == "run_started"]
     for record in read.others:
         record["attempt"] = attempt.number
-        if record["event"] == "run_started" and attempt.world_size is None:
-            attempt.resumed_from = record.get("resumed_from")
-            attempt.world_size, attempt.device = record["world_size"], record["device"]
-            attempt.notes = [str(note) for note in record.get("notes") or ()]
+    if starts:
+        last = read.others[starts[-1]]
+        attempt.restarts = len(starts) - 1
+        attempt.resumed_from = last.get("resumed_from")
+        attempt.world_size, attempt.device = last["world_size"], last["device"]
+        attempt.notes = [str(note) for note in last.get("notes") or ()]
+    after = read.others[starts[-1] :] if starts else read.others
+    reasons = {record["reason"] for record in after if record["event"] == "run_ended"}
+    if any(record["event"] == "rank_failed" for record in after):
+        reasons.add("failed")
+    attempt.reason = next((reason for reason in ("failed", "stopped", "complete") if reason in reasons), None)
 
 
 def _join(history: RunHistory, read: _Read) -> None:
     attempt = read.attempt
     history.attempts.append(attempt)
     history.garbled += read.garbled
-    resume_points = [attempt.first_step - 1] if attempt.first_step is not None else []
-    if attempt.world_size is not None:  # it did start, so where it resumed is known; None is a fresh start
-        resume_points.append(attempt.resumed_from or 0)
-    if resume_points:
-        point = min(resume_points)
-        history.steps.cut(point + 1)
-        history.evals = [record for record in history.evals if record["step"] <= point]
-        history.checkpoints = [record for record in history.checkpoints if record["step"] <= point]
-    history.steps.append(read.steps)
-    kinds = {"notice": history.notices, "rank_failed": history.failures}
+    kinds = {
+        "notice": history.notices,
+        "rank_failed": history.failures,
+        "eval_done": history.evals,
+        "checkpoint_saved": history.checkpoints,
+    }
+    if attempt.first_step is not None and attempt.world_size is None:  # its start was lost
+        _forget(history, attempt.first_step - 1)
     for record in read.others:
-        if record["event"] in kinds:
+        if record["event"] == "run_started":  # what was reported beyond the point it resumes from is history no more
+            _forget(history, record.get("resumed_from") or 0)
+        elif record["event"] in kinds:
             kinds[record["event"]].append(record)
-    history.evals = _latest(history.evals, read.others, "eval_done")
-    history.checkpoints = _latest(history.checkpoints, read.others, "checkpoint_saved")
+    if read.steps:
+        history.steps.cut(read.steps.step[0])
+    history.steps.append(read.steps)
+    history.evals[:] = _latest(history.evals)
+    history.checkpoints[:] = _latest(history.checkpoints)
 
 
-def _latest(known: list[Record], others: list[Record], kind: str) -> list[Record]:
-    by_step = {record["step"]: record for record in [*known, *(r for r in others if r["event"] == kind)]}
+def _forget(history: RunHistory, point: int) -> None:
+    history.steps.cut(point + 1)
+    for records in (history.evals, history.checkpoints):
+        records[:] = [record for record in records if record["step"] <= point]
+
+
+def _latest(records: list[Record]) -> list[Record]:
+    by_step = {record["step"]: record for record in records}
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -296,6 +323,4 @@ def _status(history: RunHistory, alive: bool) -> Status:
     reason = history.attempts[-1].reason if history.attempts else None
     if reason in ("complete", "stopped", "failed"):
         return reason  # type: ignore[return-value]
-    if alive:
-        return "running"
-    return "unknown"
+    return "running" if alive else "unknown"
