@@ -92,7 +92,7 @@ class SavedModel:
         self._load(state)
         if state[weight.native].any():
             raise CheckpointError(
-                f"{weight.native} is a balancing bias that the routing needs; Hugging Face's format has no place for it",
+                f"{weight.native} is a balancing bias, which Hugging Face's format has no place for",
                 where=str(directory),
                 remedy="train with moe.balance: none to export",
             )
