@@ -18,20 +18,49 @@ from primus.events.jsonl import Record, encode
 
 def step(number: int, loss: float = 1.0, **fields: object) -> Record:
     return {
-        "event": "step_done", "time": 1000.0 + number, "writer": "rank0", "step": number, "loss": loss, "grad_norm": 0.5,
-        "lr": 1e-3, "tokens": 64, "seconds": 0.1, "memory_bytes": 1 << 20, "mfu": None, "auxiliary": None, **fields,
-    }  # fmt: skip
+        "event": "step_done",
+        "time": 1000.0 + number,
+        "writer": "rank0",
+        "step": number,
+        "loss": loss,
+        "grad_norm": 0.5,
+        "lr": 1e-3,
+        "tokens": 64,
+        "seconds": 0.1,
+        "memory_bytes": 1 << 20,
+        "mfu": None,
+        "auxiliary": None,
+        **fields,
+    }
 
 
 def started(at: float, resumed_from: int | None = None, **fields: object) -> Record:
     return {
-        "event": "run_started", "time": at, "writer": "rank0", "name": "r", "attempt": 1, "world_size": 2, "device": "cpu",
-        "parameters": 10, "steps": 20, "resumed_from": resumed_from, "notes": [], **fields,
-    }  # fmt: skip
+        "event": "run_started",
+        "time": at,
+        "writer": "rank0",
+        "name": "r",
+        "attempt": 1,
+        "world_size": 2,
+        "device": "cpu",
+        "parameters": 10,
+        "steps": 20,
+        "resumed_from": resumed_from,
+        "notes": [],
+        **fields,
+    }
 
 
 def evaluated(number: int, loss: float) -> Record:
-    return {"event": "eval_done", "time": 1000.5 + number, "writer": "rank0", "step": number, "loss": loss, "tokens": 1, "seconds": 0.1}
+    return {
+        "event": "eval_done",
+        "time": 1000.5 + number,
+        "writer": "rank0",
+        "step": number,
+        "loss": loss,
+        "tokens": 1,
+        "seconds": 0.1,
+    }
 
 
 def ended(at: float, reason: str, number: int, writer: str = "rank0") -> Record:
@@ -40,9 +69,17 @@ def ended(at: float, reason: str, number: int, writer: str = "rank0") -> Record:
 
 def failed(at: float) -> Record:
     return {
-        "event": "rank_failed", "time": at, "writer": "rank1", "rank": 1, "node": "n", "error": "E", "traceback": "T",
-        "step": None, "remedy": "", "retryable": True,
-    }  # fmt: skip
+        "event": "rank_failed",
+        "time": at,
+        "writer": "rank1",
+        "rank": 1,
+        "node": "n",
+        "error": "E",
+        "traceback": "T",
+        "step": None,
+        "remedy": "",
+        "retryable": True,
+    }
 
 
 def write(run: Path, attempt: int, records: list[Record | bytes], writer: str = "rank0") -> Path:
@@ -83,7 +120,10 @@ def test_a_resumed_attempt_replaces_what_lies_beyond_its_resume_point(tmp_path: 
     history = read_run(tmp_path)
     assert losses(tmp_path) == {**dict.fromkeys(range(1, 9), 1.0), 9: 2.0, 10: 2.0}
     assert [(e["step"], e["loss"], e["attempt"]) for e in history.evals] == [(5, 1.0, 1), (10, 2.0, 2)]
-    assert [(a.number, a.first_step, a.last_step, a.resumed_from) for a in history.attempts] == [(1, 1, 12, None), (2, 9, 10, 8)]
+    assert [(a.number, a.first_step, a.last_step, a.resumed_from) for a in history.attempts] == [
+        (1, 1, 12, None),
+        (2, 9, 10, 8),
+    ]
 
 
 def test_an_attempt_that_died_before_its_first_step_still_moves_the_end_back(tmp_path: Path) -> None:
@@ -154,7 +194,11 @@ def test_a_run_without_an_end_runs_while_its_files_grow(tmp_path: Path) -> None:
 
 
 def test_nan_and_infinity_survive_the_trip(tmp_path: Path) -> None:
-    write(tmp_path, 1, [started(1000), step(1, 2.0), step(2, math.nan), step(3, -math.inf, auxiliary={"balance": math.inf})])
+    write(
+        tmp_path,
+        1,
+        [started(1000), step(1, 2.0), step(2, math.nan), step(3, -math.inf, auxiliary={"balance": math.inf})],
+    )
     assert '"loss":"NaN"' in (tmp_path / "attempts/1/events-rank0.jsonl").read_text()
     history = read_run(tmp_path)
     assert history.steps.loss[0] == 2.0
@@ -164,12 +208,25 @@ def test_nan_and_infinity_survive_the_trip(tmp_path: Path) -> None:
 
 
 GARBAGE = [
-    b"\n", b"{\n", b"[]\n", b"null\n", b"17\n", b'{"event": 3}\n', b'{"event":"step_done"}\n', b"\xff\xfe\xfd\n",
-    b'{"event":"step_done","time":1,"step":"4","loss":1}\n', b'{"event":"eval_done","time":2.0,"step":3}\n',
-    b'{"event":"step_done","time":1.0,"writer":"x","step":null,"loss":1.0}\n', b'{"event":"from_the_future","time":1.0}\n',
-    encode(step(4, 1.0) | {"step": 2**80}), encode(step(4, 1.0) | {"memory_bytes": 1.5}), b"\x00" * 4096 + b"\n",
-    b'{"event":"step_done",' * 3 + b"\n", b'{"event":"run_started","time":1.0}\n', b'{"event":"notice","time":null,"message":"m"}\n',
-]  # fmt: skip
+    b"\n",
+    b"{\n",
+    b"[]\n",
+    b"null\n",
+    b"17\n",
+    b'{"event": 3}\n',
+    b'{"event":"step_done"}\n',
+    b"\xff\xfe\xfd\n",
+    b'{"event":"step_done","time":1,"step":"4","loss":1}\n',
+    b'{"event":"eval_done","time":2.0,"step":3}\n',
+    b'{"event":"step_done","time":1.0,"writer":"x","step":null,"loss":1.0}\n',
+    b'{"event":"from_the_future","time":1.0}\n',
+    encode(step(4, 1.0) | {"step": 2**80}),
+    encode(step(4, 1.0) | {"memory_bytes": 1.5}),
+    b"\x00" * 4096 + b"\n",
+    b'{"event":"step_done",' * 3 + b"\n",
+    b'{"event":"run_started","time":1.0}\n',
+    b'{"event":"notice","time":null,"message":"m"}\n',
+]
 
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
@@ -253,7 +310,9 @@ def test_follower_keeps_a_writers_order_when_its_clock_jumps_back(tmp_path: Path
 
 
 def test_follower_catches_up_in_bounded_portions(tmp_path: Path) -> None:
-    write(tmp_path, 1, [{"event": "notice", "time": float(i), "writer": "w", "message": "x" * 60_000} for i in range(600)])
+    write(
+        tmp_path, 1, [{"event": "notice", "time": float(i), "writer": "w", "message": "x" * 60_000} for i in range(600)]
+    )
     seen: list[float] = []
     polls = 0
     with Follower(tmp_path / "attempts" / "1") as follower:

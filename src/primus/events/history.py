@@ -161,8 +161,10 @@ class RunHistory:
         return sum(self.steps.tokens)
 
 
-def read_run(run_directory: Path, *, alive: bool | None = None) -> RunHistory:
+def read_run(run_directory: Path, *, alive: bool | None = None, tail: int | None = None) -> RunHistory:
     """Read all attempts of a run. Torn and garbled lines are skipped and counted.
+
+    tail: read only so many last bytes of each file, which is enough for the status and the newest figures.
 
     alive: whether a process holds the run's lock now; unknown (None), an attempt without an end counts as running
     while its files changed in the last two minutes. Raises RunDirectoryError when the directory cannot be read.
@@ -175,7 +177,7 @@ def read_run(run_directory: Path, *, alive: bool | None = None) -> RunHistory:
         for number, folder in _attempts(directory):
             files = sorted(folder.glob(PATTERN))
             newest_change = max([newest_change, *(file.stat().st_mtime for file in files)])
-            _join(history, _read_attempt(number, files))
+            _join(history, _read_attempt(number, files, tail))
     except OSError as error:
         raise RunDirectoryError(f"the run cannot be read: {error.strerror}", where=str(error.filename)) from error
     if alive is None:
@@ -208,11 +210,11 @@ class _Read:
     garbled: int = 0
 
 
-def _read_attempt(number: int, files: Iterable[Path]) -> _Read:
+def _read_attempt(number: int, files: Iterable[Path], tail: int | None) -> _Read:
     read = _Read(Attempt(number))
     others: list[list[Record]] = []
     for file in files:
-        for lines in _chunks(read_lines(file)):
+        for lines in _chunks(read_lines(file, tail=tail)):
             if lines[0].startswith(_START_LINE):
                 start = decode(lines[0])
                 if start is not None and well_formed(start):

@@ -93,13 +93,19 @@ def file_of(attempt_directory: Path, writer: str) -> Path:
     return Path(attempt_directory) / f"events-{writer}.jsonl"
 
 
-def read_lines(path: Path, chunk: int = 4 << 20) -> Iterator[bytes]:
-    """The complete lines of a file, without their newlines; a torn last line is left out. Raises OSError."""
-    tail = b""
+def read_lines(path: Path, *, tail: int | None = None, chunk: int = 4 << 20) -> Iterator[bytes]:
+    """The complete lines of a file, without their newlines; a torn last line is left out. Raises OSError.
+
+    tail: only the lines that lie wholly in so many last bytes.
+    """
+    rest = b""
     with path.open("rb") as stream:
+        if tail is not None and os.fstat(stream.fileno()).st_size > tail:
+            stream.seek(-tail - 1, os.SEEK_END)
+            stream.readline()
         while block := stream.read(chunk):
-            lines = (tail + block).split(b"\n")
-            tail = lines.pop()
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
             yield from lines
 
 
