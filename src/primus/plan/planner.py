@@ -103,11 +103,8 @@ def _placed(problem: Problem, resolved: Resolved) -> Problem:
 
 
 def _with_local_start(experiment: Experiment) -> Experiment:
-    """`model.init` as the directory every rank reads; a Hub id that is not fetched yet stays as it is."""
-    try:
-        directory = huggingface.start_directory(experiment.model.init)
-    except huggingface.NotFetched:
-        return experiment
+    """`model.init` as the absolute directory that every rank reads."""
+    directory = huggingface.start_directory(experiment.model.init)
     if directory is None:
         return experiment
     model = experiment.model.model_copy(update={"init": str(directory)})

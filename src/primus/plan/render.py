@@ -6,7 +6,6 @@ import json
 import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import PurePath
 from typing import Any
 
 from primus.config.experiment import Model
@@ -121,9 +120,7 @@ def _start(model: Model) -> str:
         return f"random start, std {model.init_std:g}"
     if model.init == "native":
         return "the engine's own random start"
-    # a model that is on this machine is planned with its absolute directory
-    fetched = PurePath(model.init).is_absolute()
-    return f"start from {model.init}" + ("" if fetched else ", fetched from the Hub first")
+    return f"start from {model.init}"
 
 
 def _parallel(plan: Plan) -> str:

@@ -1,0 +1,150 @@
+"""What may change when a run continues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from primus.errors import RunDirectoryError
+from primus.plan.diff import check_continue, differences
+from primus.plan.plan import Plan, PlannedData, PlannedSource
+
+
+def keys(old: Plan, new: Plan) -> list[str]:
+    return [difference.key for difference in differences(old, new)]
+
+
+def test_nothing_differs_between_a_plan_and_itself(plan: Callable[..., Plan]) -> None:
+    assert differences(plan(), plan()) == []
+    assert check_continue(plan(), plan()) == plan()
+
+
+def test_a_difference_reads_as_one(plan: Callable[..., Plan]) -> None:
+    found = differences(plan(), plan("optimizer.lr=2e-3"))
+    assert [str(difference) for difference in found] == ["optimizer.lr: 0.001 -> 0.002"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keywords"),
+    [
+        (["train.steps=200"], {}),
+        (["train.micro_batch_size=2"], {}),
+        (["checkpoint.interval=7", "checkpoint.keep=2", "checkpoint.async=false"], {}),
+        (["monitor.log_interval=1", "monitor.tensorboard=false"], {}),
+        (["resilience.max_restarts=2", "resilience.hang_timeout=20m"], {}),
+        (["env.NCCL_DEBUG=INFO"], {}),
+        (["profile.steps=[3, 4]"], {}),
+        (["recompute=full"], {}),
+        (["compile=true"], {}),
+        (["parallel.tensor=2", "parallel.data_shard=2"], {"nproc": 4}),
+        (["parallel.pipeline=2", "parallel.virtual_pipeline=2"], {"nproc": 2}),
+        ([], {"nnodes": 2, "nproc": 2}),
+        (["hardware.memory_gib=64.0"], {}),
+    ],
+)
+def test_how_and_how_long_may_change(plan: Callable[..., Plan], overrides: list[str], keywords: dict[str, Any]) -> None:
+    old, new = plan(), plan(*overrides, **keywords)
+    assert differences(old, new)
+    assert check_continue(old, new) == new.model_copy(update={"decay_steps": old.decay_steps})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["optimizer.lr=2e-3"], "optimizer.lr"),
+        (["optimizer.weight_decay=0.0"], "optimizer.weight_decay"),
+        (["optimizer.schedule.name=linear"], "optimizer.schedule.name"),
+        (["optimizer.schedule.decay_steps=50"], "optimizer.schedule.decay_steps"),
+        (["train.global_batch_size=16"], "train.global_batch_size"),
+        (["train.seq_length=256"], "train.seq_length"),
+        (["train.seed=1"], "train.seed"),
+        (["model.hidden_size=128"], "model.hidden_size"),
+        (["model.init=native"], "model.init"),
+        (["precision=bf16"], "precision"),
+    ],
+)
+def test_what_is_learnt_may_not_change(plan: Callable[..., Plan], overrides: list[str], key: str) -> None:
+    old, new = plan(), plan(*overrides)
+    with pytest.raises(RunDirectoryError) as caught:
+        check_continue(old, new)
+    problem = caught.value.problems[0]
+    assert len(caught.value.problems) == 1
+    assert key in problem.message
+    assert problem.where == old.run_directory
+    assert "name=" in problem.remedy
+
+
+def test_evaluation_may_change_and_the_split_may_not(plan: Callable[..., Plan]) -> None:
+    old = plan("data.validation=0.01")
+    assert check_continue(old, plan("data.validation=0.01", "eval.interval=3", "eval.steps=5"))
+    with pytest.raises(RunDirectoryError, match="of the data differs"):
+        check_continue(old, plan("data.validation=0.02"))
+
+
+def test_the_name_may_change(plan: Callable[..., Plan]) -> None:
+    """It is the name of the directory, which somebody may have moved."""
+    assert differences(plan(), plan("name=other")) == []
+
+
+def test_every_change_that_is_refused_is_listed(plan: Callable[..., Plan]) -> None:
+    with pytest.raises(RunDirectoryError) as caught:
+        check_continue(plan(), plan("optimizer.lr=2e-3", "train.seed=3", "train.steps=7"))
+    said = [str(problem) for problem in caught.value.problems]
+    assert len(said) == 2
+    assert any("optimizer.lr is 0.001 in this run and 0.002 now (override)" in line for line in said)
+
+
+def test_decay_steps_stay_those_of_the_first_plan(plan: Callable[..., Plan]) -> None:
+    first = plan()
+    longer = check_continue(first, plan("train.steps=500"))
+    assert (longer.experiment.train.steps, longer.decay_steps) == (500, 100)
+    still = check_continue(longer, plan("train.steps=900"))
+    assert still.decay_steps == 100
+    spelt = check_continue(first, plan("train.steps=500", "optimizer.schedule.decay_steps=100"))
+    assert spelt.decay_steps == 100
+
+
+def with_data(plan: Plan, **changes: Any) -> Plan:
+    source = PlannedSource(prefix="/data/a", digest="d1", share=4096, tokens=10, documents=1, dtype="uint16")
+    source = source.model_copy(update={key: value for key, value in changes.items() if key in ("prefix", "digest")})
+    data = PlannedData(
+        kind="indexed",
+        sources=(source,),
+        tokenizer_hash=changes.get("tokenizer", "t1"),
+        digest=changes.get("digest", "d1"),
+        validation_sources=(source,) if changes.get("validation") else (),
+    )
+    section = plan.experiment.data.model_copy(update={"train": source.prefix})
+    return plan.model_copy(update={"data": data, "experiment": plan.experiment.model_copy(update={"data": section})})
+
+
+def test_data_may_move_but_not_change(plan: Callable[..., Plan]) -> None:
+    old = with_data(plan())
+    assert keys(old, with_data(plan(), prefix="/elsewhere/a")) == ["data.train"]
+    assert check_continue(old, with_data(plan(), prefix="/elsewhere/a"))
+    for change in ({"digest": "d2"}, {"tokenizer": "t2"}, {"validation": True}):
+        with pytest.raises(RunDirectoryError, match="of the data differs"):
+            check_continue(old, with_data(plan(), **change))
+
+
+def with_backend(plan: Plan, name: str) -> Plan:
+    return plan.model_copy(update={"experiment": plan.experiment.model_copy(update={"backend": name})})
+
+
+def test_another_backend_is_offered_a_conversion(plan: Callable[..., Plan]) -> None:
+    with pytest.raises(RunDirectoryError, match="checkpoint convert") as caught:
+        check_continue(plan(), with_backend(plan(), "megatron"))
+    assert len(caught.value.problems) == 1
+
+
+def test_native_keys_of_the_backend_count_and_those_of_others_do_not(plan: Callable[..., Plan]) -> None:
+    def with_native(sections: dict[str, Any]) -> Plan:
+        made = plan()
+        return made.model_copy(update={"experiment": made.experiment.model_copy(update={"native": sections})})
+
+    assert differences(plan(), with_native({"other": {"x": 1}})) == []
+    assert keys(plan(), with_native({"torchtitan": {"comm": {"x": 1}}})) == ["torchtitan.comm.x"]
+    with pytest.raises(RunDirectoryError, match=r"torchtitan\.comm\.x"):
+        check_continue(plan(), with_native({"torchtitan": {"comm": {"x": 1}}}))
