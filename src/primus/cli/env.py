@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from primus.errors import EnvironmentFault, Problem
-from primus.runtime.environments import ENVIRONMENTS, Environment, Located, create, get, locate
+from primus.runtime.environments import ENVIRONMENTS, Environment, Located, create, get, locate, provide
 from primus.runtime.pins import probe, read_requirements
 
 NAME = click.argument("name", type=click.Choice(list(ENVIRONMENTS)))
@@ -60,21 +60,25 @@ class Status:
 def list_environments(as_json: bool) -> None:
     rows = [Status.of(name) for name in ENVIRONMENTS]
     if as_json:
-        _print_json([
-            {
-                "name": row.environment.name,
-                "state": row.state,
-                "python": row.located.python if row.located else None,
-                "origin": row.located.origin if row.located else None,
-                "directory": str(row.environment.directory),
-                "summary": row.environment.summary,
-            }
-            for row in rows
-        ])
+        _print_json(
+            [
+                {
+                    "name": row.environment.name,
+                    "state": row.state,
+                    "python": row.located.python if row.located else None,
+                    "origin": row.located.origin if row.located else None,
+                    "directory": str(row.environment.directory),
+                    "summary": row.environment.summary,
+                }
+                for row in rows
+            ]
+        )
         return
     for row in rows:
         origin = f"  ({row.located.origin})" if row.located else ""
-        click.echo(f"{row.environment.name:<9} {row.state:<9} {row.environment.summary}\n{'':20}{row.interpreter}{origin}")
+        click.echo(
+            f"{row.environment.name:<9} {row.state:<9} {row.environment.summary}\n{'':20}{row.interpreter}{origin}"
+        )
 
 
 @command.command("create", help="Make an environment from its lock, if it is not there yet.")
@@ -87,7 +91,15 @@ def create_environment(name: str) -> None:
     create(name)
 
 
-@command.command("check", help="Compare what an environment holds with what it needs. Without a name: those that are there.")
+@command.command("python", help="Print the interpreter that serves an environment, which is made if there is none.")
+@NAME
+def print_python(name: str) -> None:
+    click.echo(provide(name))
+
+
+@command.command(
+    "check", help="Compare what an environment holds with what it needs. Without a name: those that are there."
+)
 @click.argument("name", type=click.Choice(list(ENVIRONMENTS)), required=False)
 @click.option("--devices", is_flag=True, help="Also start torch and ask which devices it sees (takes seconds).")
 @JSON
@@ -108,21 +120,41 @@ def check(name: str | None, devices: bool, as_json: bool) -> int:
 def _inspect(status: Status, devices: bool) -> dict[str, Any]:
     """One environment: every direct requirement with the version found and, when made by us, locked."""
     name = status.environment.name
-    report: dict[str, Any] = {"name": name, "state": status.state, "ok": False, "python": None, "packages": [], "problems": []}
+    report: dict[str, Any] = {
+        "name": name,
+        "state": status.state,
+        "ok": False,
+        "python": None,
+        "packages": [],
+        "problems": [],
+    }
     if status.located is None:
-        report["problems"] = [str(problem) for problem in status.refused] or [f"not made; run: primus-cli env create {name}"]
+        report["problems"] = [str(problem) for problem in status.refused] or [
+            f"not made; run: primus-cli env create {name}"
+        ]
         return report
     interpreter = probe(status.located.python)
     locked = status.environment.lock.pins
-    report["python"] = {"executable": status.located.python, "version": ".".join(map(str, interpreter.version)), "origin": status.located.origin}
+    report["python"] = {
+        "executable": status.located.python,
+        "version": ".".join(map(str, interpreter.version)),
+        "origin": status.located.origin,
+    }
     for need in read_requirements(name):
         found = interpreter.installed(need.name)
         report["packages"].append(
-            {"name": need.name, "wanted": f"{need.operator}{need.version}", "locked": locked.get(need.name), "found": found.version if found else None}
+            {
+                "name": need.name,
+                "wanted": f"{need.operator}{need.version}",
+                "locked": locked.get(need.name),
+                "found": found.version if found else None,
+            }
         )
     report["problems"] = [str(problem) for problem in status.environment.shortcomings(interpreter)]
     if devices and any(package["name"] == "torch" for package in report["packages"]):
-        asked = subprocess.run([status.located.python, "-P", "-c", DEVICES], capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            [status.located.python, "-P", "-c", DEVICES], capture_output=True, text=True, check=False
+        )
         if asked.returncode:
             report["problems"].append(f"torch cannot be imported: {asked.stderr.strip().splitlines()[-1]}")
         else:
@@ -138,9 +170,11 @@ def _show(report: dict[str, Any]) -> None:
         click.echo(f"  Python {python['version']}  {python['executable']}  ({python['origin']})")
     for package in report["packages"]:
         locked = f"  locked {package['locked']}" if package["locked"] else ""
-        click.echo(f"  {package['name']:<18} {package['found'] or 'missing':<14} wanted {package['wanted'] or 'any':<10}{locked}")
+        found, wanted = package["found"] or "missing", package["wanted"] or "any"
+        click.echo(f"  {package['name']:<18} {found:<14} wanted {wanted:<10}{locked}")
     if seen := report.get("devices"):
-        click.echo(f"  torch build {seen['build']}; devices: {', '.join(seen['devices']) or 'the CPU'}; {seen['threads']} threads")
+        names = ", ".join(seen["devices"]) or "the CPU"
+        click.echo(f"  torch build {seen['build']}; devices: {names}; {seen['threads']} threads")
     for problem in report["problems"]:
         click.echo(f"  problem: {problem}")
 

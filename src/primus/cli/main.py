@@ -1,4 +1,4 @@
-"""The command line: splitting it into places and a command, running that, and the only place that prints errors and exits.
+"""The command line: split into places and a command, which is run; the only place that prints errors and exits.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 128 + n stopped by signal n (130 for Ctrl-C).
 """
@@ -21,7 +21,10 @@ from primus.errors import PrimusError, UsageError
 try:
     import click
 except ImportError as missing:
-    sys.stderr.write(f"primus-cli: {missing} in {sys.executable}: install requirements/launcher.lock into it, or unset PRIMUS_PYTHON\n")
+    sys.stderr.write(
+        f"primus-cli: {missing} in {sys.executable}: "
+        "install requirements/launcher.lock into it, or unset PRIMUS_PYTHON and leave the virtual environment\n"
+    )
     sys.exit(1)
 
 EXAMPLES = """\
@@ -70,7 +73,9 @@ class Verbs(click.Group):
         command: click.Command = import_module(f"primus.cli.{cmd_name}").command
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         _known(args[0])
         return super().resolve_command(ctx, args)
 
@@ -122,7 +127,10 @@ def split(argv: Sequence[str]) -> tuple[tuple[Segment, ...], tuple[str, ...]]:
             place, *flags = rest
             if set(flags) & {"-h", "--help"}:
                 return (*places, Segment(place, tuple(flags))), ()
-            raise UsageError(f"'{place}' needs a command after its flags", remedy=f"e.g. primus-cli {place} -- train pretrain --config FILE")
+            raise UsageError(
+                f"'{place}' needs a command after its flags",
+                remedy=f"e.g. primus-cli {place} -- train pretrain --config FILE",
+            )
         cut = rest.index("--")
         places.append(Segment(rest[0], rest[1:cut]))
         rest = rest[cut + 1 :]
@@ -185,7 +193,7 @@ def main() -> NoReturn:
         # The reader (`| head`) has gone; nothing more can be said to it, not even while Python shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last line of defence: what nobody foresaw becomes a screen too
         _print_unexpected(error, debug)
         code = 1
     sys.exit(code)
@@ -195,7 +203,9 @@ def _print_usage_error(error: click.ClickException) -> None:
     context = getattr(error, "ctx", None)
     sys.stderr.write(f"error: {error.format_message()}\n")
     if context is not None:
-        sys.stderr.write(f"  {context.get_usage().replace('Usage: ', 'usage: ')}\n  more: {context.command_path} --help\n")
+        sys.stderr.write(
+            f"  {context.get_usage().replace('Usage: ', 'usage: ')}\n  more: {context.command_path} --help\n"
+        )
 
 
 def _print_unexpected(error: Exception, debug: bool) -> None:
@@ -222,4 +232,3 @@ def _crash_file(text: str) -> Path | None:
     except (OSError, PrimusError):
         return None
     return path
-

@@ -13,13 +13,22 @@ from primus.launch.direct import Direct
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-@click.command("direct", help="Run COMMAND's processes on this machine. For several machines that share the run directory, "
-               "give the same command on each, with its own --node-rank.")
-@click.option("--nproc", type=click.IntRange(min=1), help="Processes on each node. Default: one a device of the hardware preset, else 1.")
+@click.command(
+    "direct",
+    help="Run COMMAND's processes on this machine. For several machines that share the run directory, "
+    "give the same command on each, with its own --node-rank.",
+)
+@click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    help="Processes on each node. Default: one a device of the hardware preset, else 1.",
+)
 @click.option("--nnodes", type=click.IntRange(min=1), default=1, show_default=True, help="Number of machines.")
 @click.option("--node-rank", type=click.IntRange(min=0), default=0, show_default=True, help="Which of them this is.")
 @click.option("--rdzv", metavar="HOST:PORT", default="", help="Where they meet: an address and a free port of node 0.")
-@click.option("--env", "pairs", metavar="K=V", multiple=True, help="Environment variable of the ranks; may be repeated.")
+@click.option(
+    "--env", "pairs", metavar="K=V", multiple=True, help="Environment variable of the ranks; may be repeated."
+)
 def direct(nproc: int | None, nnodes: int, node_rank: int, rdzv: str, pairs: tuple[str, ...]) -> Direct:
     if rdzv and not re.fullmatch(r"(\S+|\[[0-9a-fA-F:]+\]):\d{1,5}", rdzv):
         raise UsageError(f"--rdzv {rdzv} is not HOST:PORT", remedy="e.g. --rdzv node0:29400")
@@ -36,7 +45,7 @@ COMMANDS = {"direct": direct}
 
 
 def parse(segment: Segment) -> Direct | None:
-    """The flags of one place; None when its help was asked for and printed. Raises click's exceptions for wrong ones."""
+    """The flags of one place; None when its help was printed instead. Raises click's exceptions for wrong ones."""
     command = COMMANDS[segment.place]
     place = command.main(list(segment.arguments), prog_name=f"primus-cli {segment.place}", standalone_mode=False)
     return place if isinstance(place, Direct) else None
@@ -46,5 +55,7 @@ def direct_of(segments: tuple[Segment, ...]) -> Direct | None:
     """Where a command runs; without a place: direct, with its defaults. None when a place printed its help."""
     if len(segments) > 1:
         chain = " > ".join(segment.place for segment in segments)
-        raise UsageError(f"places cannot be nested like this: {chain}", remedy="direct is the innermost, and there is one")
+        raise UsageError(
+            f"places cannot be nested like this: {chain}", remedy="direct is the innermost, and there is one"
+        )
     return parse(segments[0]) if segments else Direct()

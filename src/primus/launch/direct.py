@@ -1,4 +1,4 @@
-"""The place ``direct``: processes on this machine, and, started by hand on each, on others that share the run directory.
+"""The place ``direct``: processes on this machine and, started by hand on each, on others that share the run directory.
 
 ``render`` is pure: the same arguments give the same command, byte for byte. What it renders is the agent of this node,
 which starts and watches the ranks.
@@ -31,10 +31,14 @@ class Direct:
     def __post_init__(self) -> None:
         if not 0 <= self.node_rank < self.nnodes:
             raise UsageError(
-                f"--node-rank {self.node_rank} is not one of {self.nnodes} nodes", remedy=f"they count from 0 to {self.nnodes - 1}"
+                f"--node-rank {self.node_rank} is not one of {self.nnodes} nodes",
+                remedy=f"they count from 0 to {self.nnodes - 1}",
             )
         if self.nnodes > 1 and not self.rdzv:
-            raise UsageError("several nodes need a meeting point", remedy=f"give --rdzv HOST:PORT of node 0, e.g. node0:{DEFAULT_PORT}")
+            raise UsageError(
+                "several nodes need a meeting point",
+                remedy=f"give --rdzv HOST:PORT of node 0, e.g. node0:{DEFAULT_PORT}",
+            )
 
 
 @dataclass(frozen=True)

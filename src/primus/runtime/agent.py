@@ -99,11 +99,17 @@ class Reporter:
             else:
                 error += " from outside"
         return RankFailed(
-            rank=rank, node=socket.gethostname(), error=error, traceback=tail(self.task.attempt / "logs" / f"rank-{rank}.log"), remedy=remedy
+            rank=rank,
+            node=socket.gethostname(),
+            error=error,
+            traceback=tail(self.task.attempt / "logs" / f"rank-{rank}.log"),
+            remedy=remedy,
         )
 
     def restarting(self, left: int) -> None:
-        self.bus.emit(Notice(message=f"starting the processes again ({left} of {self.task.max_restarts} restarts left)"))
+        self.bus.emit(
+            Notice(message=f"starting the processes again ({left} of {self.task.max_restarts} restarts left)")
+        )
 
 
 def tail(path: Path, lines: int = TAIL_LINES) -> str:

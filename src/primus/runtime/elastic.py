@@ -37,7 +37,7 @@ class WorkerLogs(LogsSpecs):
 
 
 class Agent(LocalElasticAgent):
-    """Tells failures that a restart can mend from those it cannot, and does not restart a run that was asked to stop."""
+    """Tells failures that a restart can mend from others, and does not restart a run that was asked to stop."""
 
     def __init__(self, spec: WorkerSpec, logs: WorkerLogs, control: Control, reporter: Reporter) -> None:
         super().__init__(spec, logs, exit_barrier_timeout=60)

@@ -19,7 +19,16 @@ from typing import NoReturn
 from primus.errors import EnvironmentFault, PrimusError, Problem
 from primus.home import primus_home
 from primus.runtime.installing import STAMP, install
-from primus.runtime.pins import Interpreter, Lock, probe, public, read_lock, read_requirements, shortcomings, this_interpreter
+from primus.runtime.pins import (
+    Interpreter,
+    Lock,
+    probe,
+    public,
+    read_lock,
+    read_requirements,
+    shortcomings,
+    this_interpreter,
+)
 
 REEXECUTED = "PRIMUS_REEXECUTED"
 """Set while a command line has been handed to another interpreter: it is not handed on twice."""
@@ -80,11 +89,12 @@ def locate(name: str) -> Located | None:
     not match when PRIMUS_PYTHON, or a ROCm build of torch, was there but cannot serve.
     """
     environment = get(name)
-    chosen = os.environ.get("PRIMUS_PYTHON")
-    if chosen:
+    if chosen := os.environ.get("PRIMUS_PYTHON"):
         interpreter = probe(chosen)
         if problems := environment.shortcomings(interpreter):
-            raise _refusal(environment, interpreter, problems, "(PRIMUS_PYTHON)", "install these into it, or unset PRIMUS_PYTHON")
+            raise _refusal(
+                environment, interpreter, problems, "(PRIMUS_PYTHON)", "install these, or unset PRIMUS_PYTHON"
+            )
         return Located(interpreter.executable, "PRIMUS_PYTHON")
     if not environment.shortcomings(this_interpreter()):
         return Located(sys.executable, "this interpreter")
@@ -94,15 +104,18 @@ def locate(name: str) -> Located | None:
             return Located(interpreter.executable, "active virtual environment")
     if environment.made:
         return Located(str(environment.directory / "bin" / "python"), "made from its lock")
-    if name == "launcher":
-        return None
+    return None if name == "launcher" else _brought_along(environment, found)
+
+
+def _brought_along(environment: Environment, found: list[Interpreter]) -> Located | None:
+    """A ``python3`` on PATH that has what is needed. Raises EnvironmentFault beside a ROCm torch that cannot serve."""
     if on_path := which("python3"):
-        found.append(probe(on_path))
+        found = [*found, probe(on_path)]
         if not environment.shortcomings(found[-1]):
             return Located(found[-1].executable, "python3 on PATH")
     for interpreter in filter(_is_rocm, found):
         # Making our own here would put whatever build pip finds first, CUDA perhaps, beside a ROCm one.
-        remedy = f"install these beside its torch; or point pip at a ROCm build and run: primus-cli env create {name}"
+        remedy = f"install these; or point pip at a ROCm build and run: primus-cli env create {environment.name}"
         problems = environment.shortcomings(interpreter)
         raise _refusal(environment, interpreter, problems, "has a ROCm build of torch but", remedy)
     return None
@@ -113,7 +126,9 @@ def create(name: str) -> str:
     environment = get(name)
     if sys.version_info[:2] < environment.python:
         wanted = ".".join(map(str, environment.python))
-        raise EnvironmentFault(f"the {name} environment needs Python {wanted}", remedy="run primus-cli with a newer Python (PRIMUS_PYTHON)")
+        raise EnvironmentFault(
+            f"the {name} environment needs Python {wanted}", remedy="run primus-cli with a newer Python (PRIMUS_PYTHON)"
+        )
     if not environment.made:
         install(environment.lock, environment.directory, name, sys.stderr)
     return str(environment.directory / "bin" / "python")
@@ -128,12 +143,15 @@ def provide(name: str) -> str:
 def ensure(name: str, argv: Sequence[str]) -> None:
     """Return when this interpreter serves environment `name`; otherwise become the same command line in one that does.
 
-    argv: the arguments after ``primus-cli``. The process is replaced, so signals and the exit code are the command's own.
+    argv: the arguments after ``primus-cli``. The process is replaced: signals and the exit code are the command's own.
     """
     if not get(name).shortcomings(this_interpreter()):
         return
     if os.environ.get(REEXECUTED) == name:
-        raise EnvironmentFault(f"{sys.executable} was chosen for the {name} environment but lacks packages", remedy="run: primus-cli env check")
+        raise EnvironmentFault(
+            f"{sys.executable} was chosen for the {name} environment but lacks packages",
+            remedy="run: primus-cli env check",
+        )
     python = provide(name)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -164,7 +182,9 @@ def _importable_parent() -> Path:
         except FileExistsError:
             return links  # another process was faster
         except OSError as error:
-            raise EnvironmentFault(f"cannot write {links}: {error.strerror}", remedy="set PRIMUS_HOME to a writable directory") from error
+            raise EnvironmentFault(
+                f"cannot write {links}: {error.strerror}", remedy="set PRIMUS_HOME to a writable directory"
+            ) from error
     return links
 
 
@@ -175,7 +195,11 @@ def _active() -> list[Interpreter]:
         return []
     sites = sorted(Path(root).glob("lib/python3.*/site-packages"))
     python = str(Path(root, "bin", "python"))
-    return [Interpreter(python, (3, int(site.parent.name.removeprefix("python3."))), (str(site),)) for site in sites if os.access(python, os.X_OK)]
+    return [
+        Interpreter(python, (3, int(site.parent.name.removeprefix("python3."))), (str(site),))
+        for site in sites
+        if os.access(python, os.X_OK)
+    ]
 
 
 def _is_rocm(interpreter: Interpreter) -> bool:
@@ -188,7 +212,9 @@ def _is_rocm(interpreter: Interpreter) -> bool:
     return version.is_file() and "hip: Optional[str] = '" in version.read_text(encoding="utf-8").replace('"', "'")
 
 
-def _refusal(environment: Environment, interpreter: Interpreter, problems: list[Problem], what: str, remedy: str) -> EnvironmentFault:
+def _refusal(
+    environment: Environment, interpreter: Interpreter, problems: list[Problem], what: str, remedy: str
+) -> EnvironmentFault:
     head = Problem(interpreter.executable, f"{what} cannot serve as the {environment.name} environment", remedy)
     return EnvironmentFault(problems=[head, *problems])
 

@@ -31,22 +31,56 @@ def _cause(pattern: str, cause: str, remedy: str) -> Cause:
 
 # The first that matches error or traceback is shown.
 CAUSES = (
-    _cause(r"by the kernel: out of memory", "the machine ran out of memory",
-           "use a smaller train.micro_batch_size, recompute=full, or fewer processes a node"),
-    _cause(r"OutOfMemoryError|HIP out of memory|CUDA out of memory|DefaultCPUAllocator: can't allocate|MemoryError",
-           "out of memory on the device", "use a smaller train.micro_batch_size, recompute=full, or more sharding (parallel.*)"),
-    _cause(r"No space left on device|Disk quota exceeded|\[Errno 28\]", "the disk is full",
-           "free some space (primus-cli checkpoint prune), then run again"),
-    _cause(r"Address already in use|EADDRINUSE", "the port of the rendezvous is taken", "give another port with --rdzv HOST:PORT"),
-    _cause(r"non-finite|not finite|is NaN|is infinite|(?i:loss is (nan|inf))", "the loss became NaN or infinite",
-           "lower optimizer.lr, lengthen the warm-up, or look at the data of that step"),
-    _cause(r"ModuleNotFoundError|ImportError", "a package is missing or damaged in the ranks' environment", "primus-cli env check"),
-    _cause(r"SIGSEGV|SIGBUS|SIGILL|SIGABRT|Fatal Python error", "native code crashed; the log has the stack of every thread",
-           "check that the engine's versions fit the machine: primus-cli env check --devices"),
-    _cause(r"NCCL error|ncclSystemError|ncclUnhandledCudaError|RCCL", "the collective library failed", "run again with env.NCCL_DEBUG=INFO"),
-    _cause(r"killed by SIGKILL", "someone or something killed it (kill -9, a batch system, a container's memory limit)",
-           "run again: it continues from the newest checkpoint"),
-    _cause(r"Permission denied|Read-only file system", "a file or directory cannot be written", "check the owner and the mount"),
+    _cause(
+        r"by the kernel: out of memory",
+        "the machine ran out of memory",
+        "use a smaller train.micro_batch_size, recompute=full, or fewer processes a node",
+    ),
+    _cause(
+        r"OutOfMemoryError|HIP out of memory|CUDA out of memory|DefaultCPUAllocator: can't allocate|MemoryError",
+        "out of memory on the device",
+        "use a smaller train.micro_batch_size, recompute=full, or more sharding (parallel.*)",
+    ),
+    _cause(
+        r"No space left on device|Disk quota exceeded|\[Errno 28\]",
+        "the disk is full",
+        "free some space (primus-cli checkpoint prune), then run again",
+    ),
+    _cause(
+        r"Address already in use|EADDRINUSE",
+        "the port of the rendezvous is taken",
+        "give another port with --rdzv HOST:PORT",
+    ),
+    _cause(
+        r"non-finite|not finite|is NaN|is infinite|(?i:loss is (nan|inf))",
+        "the loss became NaN or infinite",
+        "lower optimizer.lr, lengthen the warm-up, or look at the data of that step",
+    ),
+    _cause(
+        r"ModuleNotFoundError|ImportError",
+        "a package is missing or damaged in the ranks' environment",
+        "primus-cli env check",
+    ),
+    _cause(
+        r"SIGSEGV|SIGBUS|SIGILL|SIGABRT|Fatal Python error",
+        "native code crashed; the log has the stack of every thread",
+        "check that the engine's versions fit the machine: primus-cli env check --devices",
+    ),
+    _cause(
+        r"NCCL error|ncclSystemError|ncclUnhandledCudaError|RCCL",
+        "the collective library failed",
+        "run again with env.NCCL_DEBUG=INFO",
+    ),
+    _cause(
+        r"killed by SIGKILL",
+        "someone or something killed it (kill -9, a batch system, a container's memory limit)",
+        "run again: it continues from the newest checkpoint",
+    ),
+    _cause(
+        r"Permission denied|Read-only file system",
+        "a file or directory cannot be written",
+        "check the owner and the mount",
+    ),
 )
 
 
@@ -60,29 +94,26 @@ def screen(outcome: Outcome, name: str, logs: Path, again: str, width: int = 100
     """The report, at most `width` columns and about 30 lines. again: the command line that continues the run."""
     width = max(60, min(width, 120))
     lines: list[str] = []
-    text = ""
+    text, log, remedy = outcome.agent, logs, ""
     if outcome.hang:
-        lines += _wrapped("the run hangs: " + outcome.hang, width)
-        log = logs
+        lines += _wrapped(f"the run hangs: {outcome.hang}", width)
         text = ""
-        remedy = "the stack of every rank is in its rank-N.stack file; raise resilience.hang_timeout if a step may take this long"
+        remedy = (
+            "read the stack of every rank in its rank-N.stack file; "
+            "raise resilience.hang_timeout if a step may take this long"
+        )
     elif outcome.failures:
         first = root(outcome.failures)
-        at = f" after step {first['step']}" if first.get("step") is not None else ""
-        others = {failure["rank"] for failure in outcome.failures} - {first["rank"]}
-        lines += _wrapped(f"rank {first['rank']} on {first['node']} failed{at}: {first['error']}", width)
-        if others:
-            lines.append(f"  then {len(others)} more: rank{'s' if len(others) > 1 else ''} {', '.join(map(str, sorted(others)[:8]))}")
-        text = first["traceback"]
+        lines += _headline(first, outcome.failures, width)
+        text = f"{first['traceback']}\n{first['error']}"
         log = logs / f"rank-{first['rank']}.log"
         remedy = first.get("remedy") or ""
-        lines += ["", *_excerpt(text, width)] if text.strip() and not remedy else []
-        text += "\n" + first["error"]
+        if first["traceback"].strip() and not remedy:  # an error of ours says it all without a traceback
+            lines += ["", *_excerpt(first["traceback"], width)]
     else:
         what, _, words = outcome.agent.partition("\n")
         lines += _wrapped(f"the processes could not be started: {what}", width)
         lines += ["", *_excerpt(words, width)] if words else []
-        text, log, remedy = outcome.agent, logs, ""
     found = next((cause for cause in CAUSES if cause.pattern.search(text)), None)
     lines.append("")
     if found and not remedy:
@@ -95,6 +126,16 @@ def screen(outcome: Outcome, name: str, logs: Path, again: str, width: int = 100
     return "\n".join(lines) + "\n"
 
 
+def _headline(first: Failure, failures: Sequence[Failure], width: int) -> list[str]:
+    at = f" after step {first['step']}" if first.get("step") is not None else ""
+    others = sorted({failure["rank"] for failure in failures} - {first["rank"]})
+    lines = _wrapped(f"rank {first['rank']} on {first['node']} failed{at}: {first['error']}", width)
+    if others:
+        named = ", ".join(map(str, others[:8])) + (" ..." if len(others) > 8 else "")
+        lines.append(f"  then {len(others)} more: rank{'s' if len(others) > 1 else ''} {named}")
+    return lines
+
+
 def _excerpt(text: str, width: int, limit: int = 14) -> list[str]:
     """The end of a traceback or log, long lines cut."""
     lines = [line.rstrip() for line in text.rstrip().splitlines()]
@@ -104,4 +145,6 @@ def _excerpt(text: str, width: int, limit: int = 14) -> list[str]:
 
 
 def _wrapped(text: str, width: int, indent: int = 2) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(
+        text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    ) or [""]

@@ -21,16 +21,37 @@ STAMP = "complete"
 
 # What pip and venv say when they fail -> cause and remedy. The first that matches is shown.
 CAUSES = (
-    (r"No space left on device|Disk quota exceeded", "the disk is full", "free some space, or set PRIMUS_HOME to a larger disk"),
-    (r"ensurepip is not\s+available|No module named '?(venv|ensurepip)", "this Python comes without its venv module",
-     "install it (on Debian and Ubuntu: apt install python3-venv), or set PRIMUS_PYTHON to another Python"),
-    (r"Permission denied|Read-only file system", "the directory cannot be written", "set PRIMUS_HOME to a writable directory"),
-    (r"NewConnectionError|Temporary failure in name resolution|Name or service not known|Connection refused|timed out"
-     r"|Network is unreachable|ProxyError|ConnectionResetError|Failed to establish",
-     "the package index cannot be reached", "connect to the network, or point pip at a mirror (PIP_INDEX_URL)"),
-    (r"SSLError|CERTIFICATE_VERIFY_FAILED", "the package index's certificate is not trusted", "set PIP_CERT to the right bundle"),
-    (r"No matching distribution found for (\S+)|Could not find a version that satisfies the requirement (\S+)",
-     "the package index has no such version for this Python and machine", "check pip's index configuration (pip config list)"),
+    (
+        r"No space left on device|Disk quota exceeded",
+        "the disk is full",
+        "free some space, or set PRIMUS_HOME to a larger disk",
+    ),
+    (
+        r"ensurepip is not\s+available|No module named '?(venv|ensurepip)",
+        "this Python comes without its venv module",
+        "install it (on Debian and Ubuntu: apt install python3-venv), or set PRIMUS_PYTHON to another Python",
+    ),
+    (
+        r"Permission denied|Read-only file system",
+        "the directory cannot be written",
+        "set PRIMUS_HOME to a writable directory",
+    ),
+    (
+        r"NewConnectionError|Temporary failure in name resolution|Name or service not known|Connection refused"
+        r"|timed out|Network is unreachable|ProxyError|ConnectionResetError|Failed to establish",
+        "the package index cannot be reached",
+        "connect to the network, or point pip at a mirror (PIP_INDEX_URL)",
+    ),
+    (
+        r"SSLError|CERTIFICATE_VERIFY_FAILED",
+        "the package index's certificate is not trusted",
+        "set PIP_CERT to the right bundle",
+    ),
+    (
+        r"No matching distribution found for (\S+)|Could not find a version that satisfies the requirement (\S+)",
+        "the package index has no such version for this Python and machine",
+        "check pip's index configuration (pip config list)",
+    ),
 )
 
 
@@ -56,72 +77,91 @@ def install(lock: Lock, directory: Path, name: str, out: TextIO) -> None:
     Two processes may ask at once: the second waits and finds it made. What a killed one left is made again.
     Raises EnvironmentFault naming the cause and the remedy; nothing half-made stays.
     """
-    log = directory.with_name(directory.name + ".log")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(directory.with_name(directory.name + ".lock"), f"another process is making {directory}: waiting", out) as held:
+        held = directory.with_name(f"{directory.name}.lock")
+        with exclusive(held, f"another process is making {directory}: waiting", out) as descriptor:
             if (directory / STAMP).exists() and (directory / "bin" / "python").exists():
                 return
-            shutil.rmtree(directory, ignore_errors=True)
-            try:
-                _install(lock, directory, name, out, log, held)
-            except BaseException:
-                shutil.rmtree(directory, ignore_errors=True)
-                raise
+            Installation(lock, directory, name, out, descriptor).run()
     except OSError as error:
-        raise _fault(name, directory, f"{error.strerror}: {error.filename or directory}", None) from error
+        raise fault(name, directory, f"{error.strerror}: {error.filename or directory}", None) from error
 
 
-def _install(lock: Lock, directory: Path, name: str, out: TextIO, log: Path, held: int) -> None:
-    began = time.monotonic()
-    progress = Progress(out, len(lock.pins))
-    out.write(f"Making the {name} environment, once: {len(lock.pins)} packages into {directory}\n")
-    # -I: what the user has on PYTHONPATH or in the user site must not look like an installed package to pip.
-    _run([sys.executable, "-I", "-m", "venv", str(directory)], name, directory, log, held, progress)
-    python = str(directory / "bin" / "python")
-    pip = [python, "-I", "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "-r", str(lock.path)]
-    version = next(directory.glob("lib/python3.*/site-packages/pip-*.dist-info")).name.split("-")[1]
-    raw = tuple(int(part) for part in version.split(".")[:2]) >= (24, 1)
-    _run([*pip, "--progress-bar", "raw" if raw else "off"], name, directory, log, held, progress)
-    (directory / STAMP).write_text(f"{lock.digest}\n", encoding="utf-8")
-    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and not file.is_symlink())
-    progress.close(f"The {name} environment is ready: {size / 1e6:,.0f} MB in {time.monotonic() - began:.0f} s")
+class Installation:
+    """One environment being made; `held` is the descriptor of its lock file."""
 
+    def __init__(self, lock: Lock, directory: Path, name: str, out: TextIO, held: int) -> None:
+        self.lock, self.directory, self.name, self.out, self.held = lock, directory, name, out, held
+        self.log = directory.with_name(f"{directory.name}.log")
+        self.progress = Progress(out, len(lock.pins))
 
-def _run(command: list[str], name: str, directory: Path, log: Path, held: int, progress: Progress) -> None:
-    """Run `command`, its output into the log and the progress line. The child keeps the lock: were this process
-    killed, nobody could start another installation beside pip."""
-    lines: list[str] = []
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with log.open("a", encoding="utf-8") as file:
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", pass_fds=(held,), env=environment
-        )
-        assert child.stdout is not None
+    def run(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
         try:
-            for line in child.stdout:
-                if not line.startswith("Progress "):
-                    file.write(line)
-                    lines.append(line)
-                progress.show(line)
+            self._make()
         except BaseException:
-            child.kill()
+            self.progress.close("")
+            shutil.rmtree(self.directory, ignore_errors=True)
             raise
-        finally:
-            child.wait()
-    if child.returncode:
-        progress.close("")
-        raise _fault(name, directory, "".join(lines), log)
+
+    def _make(self) -> None:
+        began = time.monotonic()
+        directory = self.directory
+        self.out.write(f"Making the {self.name} environment, once: {len(self.lock.pins)} packages into {directory}\n")
+        self.log.write_bytes(b"")
+        # -I: what the user has on PYTHONPATH or in the user site must not look like an installed package to pip.
+        self._call([sys.executable, "-I", "-m", "venv", str(directory)])
+        pip = [str(directory / "bin" / "python"), "-I", "-m", "pip", "--no-input", "--disable-pip-version-check"]
+        version = next(directory.glob("lib/python3.*/site-packages/pip-*.dist-info")).name.split("-")[1]
+        raw = tuple(int(part) for part in version.split(".")[:2]) >= (24, 1)
+        self._call([*pip, "install", "-r", str(self.lock.path), "--progress-bar", "raw" if raw else "off"])
+        (directory / STAMP).write_text(f"{self.lock.digest}\n", encoding="utf-8")
+        size = sum(file.lstat().st_size for file in directory.rglob("*"))
+        seconds = time.monotonic() - began
+        self.progress.close(f"The {self.name} environment is ready: {size / 1e6:,.0f} MB in {seconds:.0f} s")
+
+    def _call(self, command: list[str]) -> None:
+        """Run `command`, its output into the log and the progress line. The child keeps the lock: were this process
+        killed, nobody could start another installation beside pip."""
+        lines: list[str] = []
+        with self.log.open("a", encoding="utf-8") as file:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                pass_fds=(self.held,),
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+            assert child.stdout is not None
+            try:
+                for line in child.stdout:
+                    if not line.startswith("Progress "):
+                        file.write(line)
+                        lines.append(line)
+                    self.progress.show(line)
+            except BaseException:
+                child.kill()
+                raise
+            finally:
+                child.wait()
+        if child.returncode:
+            raise fault(self.name, self.directory, "".join(lines), self.log)
 
 
-def _fault(name: str, directory: Path, said: str, log: Path | None) -> EnvironmentFault:
+def fault(name: str, directory: Path, said: str, log: Path | None) -> EnvironmentFault:
+    """What venv, pip or the system `said`, as a cause and a remedy."""
+    head = f"the {name} environment cannot be made in {directory}"
     where = f"; pip's own words: {log}" if log else ""
     for pattern, cause, remedy in CAUSES:
         if match := re.search(pattern, said):
             what = next((f" ({group})" for group in match.groups() if group), "")
-            return EnvironmentFault(f"the {name} environment cannot be made in {directory}: {cause}{what}", remedy=f"{remedy}{where}")
-    last = next((line for line in reversed(said.splitlines()) if line.strip()), "no output")
-    return EnvironmentFault(f"the {name} environment cannot be made in {directory}: {last.strip()}", remedy=f"mend the cause and run again{where}")
+            return EnvironmentFault(f"{head}: {cause}{what}", remedy=f"{remedy}{where}")
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "no output")
+    return EnvironmentFault(f"{head}: {last}", remedy=f"mend the cause and run again{where}")
 
 
 class Progress:
@@ -152,10 +192,11 @@ class Progress:
         if now - self.shown < (0.1 if self.terminal else 10):
             return
         self.shown = now
-        text = f"  {min(len(self.seen), self.packages)}/{self.packages} {self.current} {self.size} {now - self.began:.0f} s".replace("  ", " ")
+        count = f"{min(len(self.seen), self.packages)}/{self.packages}"
+        text = " ".join(filter(None, [f"  {count}", self.current, self.size, f"{now - self.began:.0f} s"]))
         if self.terminal:
             width = shutil.get_terminal_size().columns - 1
-            self.out.write(f"\r\x1b[K {text[:width - 1]}")
+            self.out.write(f"\r\x1b[K {text[: width - 1]}")
         else:
             self.out.write(f" {text}\n")
         self.out.flush()

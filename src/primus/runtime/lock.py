@@ -166,7 +166,7 @@ def wait_for_workers(directory: Path, say: Callable[[str], None], patience: floa
                 raise RunDirectoryError(
                     f"worker processes of an earlier run are still here after {patience:.0f} s",
                     where=str(directory),
-                    remedy="find them (ps -ef | grep primus.runtime.worker) and end them, or use another name (name=OTHER)",
+                    remedy="end them (ps -ef | grep primus.runtime.worker), or use another name (name=OTHER)",
                 )
             if waited > 1.0 and not said:
                 say("waiting for the processes of an earlier, killed run to end")

@@ -103,7 +103,9 @@ def probe(executable: str) -> Interpreter:
     """
     question = "import json, sys; print(json.dumps([sys.version_info[:2], sys.path, sys.executable]))"
     try:
-        answer = subprocess.run([executable, "-P", "-c", question], capture_output=True, text=True, timeout=60, check=True)
+        answer = subprocess.run(
+            [executable, "-P", "-c", question], capture_output=True, text=True, timeout=60, check=True
+        )
         version, path, real = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise EnvironmentFault(
@@ -131,7 +133,9 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise EnvironmentFault(f"cannot read {path}: {error.strerror}", remedy="the installation is incomplete") from error
+        raise EnvironmentFault(
+            f"cannot read {path}: {error.strerror}", remedy="the installation is incomplete"
+        ) from error
     for line in text.splitlines():
         content = line.partition("#")[0].strip()
         if content:

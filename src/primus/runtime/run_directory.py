@@ -48,13 +48,22 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
-            raise RunDirectoryError("is a file, not a directory", where=str(self.path), remedy="move it, or use name=OTHER") from error
+            raise RunDirectoryError(
+                "is a file, not a directory", where=str(self.path), remedy="move it, or use name=OTHER"
+            ) from error
         except (OSError, ValueError) as error:
             raise RunDirectoryError(
                 "the plan of this run cannot be read: it is damaged, or of another version of Primus",
                 where=str(path),
                 remedy="use another name (name=OTHER), or delete the run directory if it is not needed",
             ) from error
+
+    def attempt(self, number: int) -> Attempt:
+        return Attempt(self.path / "attempts" / str(number), number)
+
+    def next_attempt(self) -> Attempt:
+        attempts = self.attempts()
+        return self.attempt(attempts[-1].number + 1 if attempts else 1)
 
     def attempts(self) -> list[Attempt]:
         """Oldest first."""
@@ -63,7 +72,7 @@ class RunDirectory:
             numbers = sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
         except FileNotFoundError:
             return []
-        return [Attempt(folder / str(number), number) for number in numbers]
+        return [self.attempt(number) for number in numbers]
 
     @contextmanager
     def claim(self, say: Callable[[str], None]) -> Iterator[RunLock]:
@@ -84,12 +93,12 @@ class RunDirectory:
 
         command: the command line, kept in the attempt for people.
         """
-        attempts = self.attempts()
-        number = attempts[-1].number + 1 if attempts else 1
-        attempt = Attempt(self.path / "attempts" / str(number), number)
+        attempt = self.next_attempt()
         with _writing(self.path):
             attempt.logs.mkdir(parents=True)
-            (attempt.directory / "command").write_text(_quoted(command) + "\n", encoding="utf-8", errors="surrogateescape")
+            (attempt.directory / "command").write_text(
+                _quoted(command) + "\n", encoding="utf-8", errors="surrogateescape"
+            )
             text = plan.to_json()
             write_atomically(attempt.plan, text)
             write_atomically(self.path / "experiment.yaml", experiment_text(plan))

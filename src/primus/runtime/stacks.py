@@ -19,7 +19,11 @@ def silent_ranks(logs: Path, ranks: Iterable[int] | None) -> str:
     ranks: those expected; None: those that have a stack file. A rank that does not answer (stopped, or stuck in the
     kernel) comes first; then one that is not waiting in a collective while others are.
     """
-    expected = sorted(ranks) if ranks is not None else sorted(int(path.stem.split("-")[1]) for path in logs.glob("rank-*.stack"))
+    expected = (
+        sorted(ranks)
+        if ranks is not None
+        else sorted(int(path.stem.split("-")[1]) for path in logs.glob("rank-*.stack"))
+    )
     until = time.monotonic() + ANSWER_SECONDS
     while time.monotonic() < until:
         time.sleep(0.2)
@@ -52,4 +56,6 @@ def _place(stack: list[tuple[str, str, str]]) -> str:
 
 
 def _named(ranks: list[int]) -> str:
-    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks[:8])) + (" ..." if len(ranks) > 8 else "")
+    return (
+        ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks[:8])) + (" ..." if len(ranks) > 8 else "")
+    )

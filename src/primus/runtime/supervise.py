@@ -72,7 +72,9 @@ class Interrupts:
 class Supervisor:
     """Runs the agent's command of one attempt to its end."""
 
-    def __init__(self, plan: Plan, attempt: Attempt, beat: Callable[[], None], node: int = 0, out: TextIO | None = None) -> None:
+    def __init__(
+        self, plan: Plan, attempt: Attempt, beat: Callable[[], None], node: int = 0, out: TextIO | None = None
+    ) -> None:
         self.plan, self.attempt, self.beat, self.node = plan, attempt, beat, node
         self.out = out or sys.stderr
         self.outcome = Outcome()
@@ -104,7 +106,9 @@ class Supervisor:
         self._conclude(agent.returncode, log, interrupts)
         return self.outcome
 
-    def _watch(self, agent: subprocess.Popen[bytes], follower: Follower, console: Console, interrupts: Interrupts) -> None:
+    def _watch(
+        self, agent: subprocess.Popen[bytes], follower: Follower, console: Console, interrupts: Interrupts
+    ) -> None:
         asked = 0
         heard = time.monotonic()
         while True:
@@ -156,8 +160,9 @@ class Supervisor:
         agent.send_signal(signal.SIGUSR1)
         local = self.plan.topology.nproc_per_node
         ranks = range(self.node * local, (self.node + 1) * local) if self.plan.topology.nnodes == 1 else None
-        self.outcome.hang = f"no event for {silence:.0f} s (resilience.hang_timeout is {self.hang_timeout:g} s); " + silent_ranks(
-            self.attempt.logs, ranks
+        self.outcome.hang = (
+            f"no event for {silence:.0f} s (resilience.hang_timeout is {self.hang_timeout:g} s); "
+            + silent_ranks(self.attempt.logs, ranks)
         )
         agent.send_signal(signal.SIGUSR2)
 
@@ -182,4 +187,8 @@ class Supervisor:
 def environment() -> dict[str, str]:
     """What ranks inherit from the shell, less what would confuse a rendezvous of our own."""
     foreign = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
-    return {name: value for name, value in os.environ.items() if name not in foreign and not name.startswith("TORCHELASTIC_")}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in foreign and not name.startswith("TORCHELASTIC_")
+    }

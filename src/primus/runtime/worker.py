@@ -81,7 +81,7 @@ def redirect_output(path: Path) -> None:
 
 
 def work(attempt: Path, identity: Identity, stop: StopFlag) -> int:
-    """Run the attempt's plan in this process. Returns the exit code; a failure has been reported as an event by then."""
+    """Run the attempt's plan in this process. Returns the exit code; a failure has become an event by then."""
     plan = Plan.load(attempt / "plan.json")
     held = hold_as_worker(Path(plan.run_directory))
     writer = f"rank{identity.rank}"
@@ -134,7 +134,9 @@ def run(plan: Plan, attempt: Path, identity: Identity, stop: StopFlag, emitter: 
 
 def sinks_of(plan: Plan, attempt: Path) -> list[tuple[str, Callable[[], Sink]]]:
     names = ["tensorboard"] if plan.experiment.monitor.tensorboard else []
-    context = SinkContext(Path(plan.run_directory), int(attempt.name), plan.experiment.model_dump(mode="json", by_alias=True))
+    context = SinkContext(
+        Path(plan.run_directory), int(attempt.name), plan.experiment.model_dump(mode="json", by_alias=True)
+    )
     return open_sinks(names, context)
 
 

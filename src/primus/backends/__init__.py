@@ -1,0 +1,1 @@
+"""Training engines: the protocol, the registry, one folder each."""

@@ -1,0 +1,1 @@
+"""Experiment files: read with positions, merged with origins, validated all at once."""

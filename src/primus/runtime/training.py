@@ -1,0 +1,174 @@
+"""A training run from its plan to its last screen: lock, attempt, agent, outcome."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from primus.backends import registry
+from primus.checkpoints.store import newest_intact
+from primus.errors import PrimusError, RunDirectoryError
+from primus.launch.direct import Command, Direct, render
+from primus.plan.diff import check_continue, differences
+from primus.plan.plan import Plan
+from primus.runtime.environments import get, import_path, locate, provide
+from primus.runtime.failure import screen
+from primus.runtime.lock import RunLock, await_attempt
+from primus.runtime.processes import cores
+from primus.runtime.run_directory import Attempt, RunDirectory
+from primus.runtime.supervise import Interrupts, Outcome, Supervisor, environment
+
+RENDEZVOUS_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to run. argv: the words after ``primus-cli``, shown where a person may want to repeat them."""
+
+    plan: Plan
+    place: Direct
+    argv: tuple[str, ...]
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(Path(self.plan.run_directory))
+
+    @property
+    def again(self) -> str:
+        return "primus-cli " + shlex.join(self.argv)
+
+    def continued(self) -> Job:
+        """This job as the continuation of what is in its run directory; itself for a new run. Raises RunDirectoryError
+        when it would train something else."""
+        earlier = self.directory.plan()
+        return replace(self, plan=check_continue(earlier, self.plan)) if earlier else self
+
+    def command(self, python: str, attempt: Attempt, token: str) -> Command:
+        """This node's agent. token: tells apart attempts of the same number, e.g. in a directory that was deleted."""
+        plan = self.plan
+        return render(
+            self.place,
+            python=python,
+            attempt=attempt.directory,
+            nproc=plan.topology.nproc_per_node,
+            processes=registry.get(plan.experiment.backend).processes,
+            max_restarts=plan.experiment.resilience.max_restarts,
+            run_id=f"{plan.experiment.name}-{attempt.number}-{token}",
+            env={**plan.env, **import_path()},
+            cores=cores(),
+            inherited=os.environ,
+        )
+
+    def rehearse(self) -> tuple[Command, bool]:
+        """The command that ``train`` would run now, and whether its environment is there. Writes nothing."""
+        located = locate(self.plan.environment)
+        python = located.python if located else str(get(self.plan.environment).directory / "bin" / "python")
+        return self.command(python, self.directory.next_attempt(), "TOKEN"), located is not None
+
+
+def train(job: Job) -> int:
+    """Run `job` on this node to its end, or say that it is complete. Returns the exit code: 0 done, 1 failed,
+    128 + n stopped by signal n."""
+    python = provide(job.plan.environment)
+    if job.place.node_rank:
+        return _join(job, python)
+    with job.directory.claim(say) as lock:
+        job = job.continued()
+        if _is_complete(job):
+            return 0
+        attempt = job.directory.begin(job.plan, ["primus-cli", *job.argv])
+        lock.announce(attempt.number, job.place.nnodes, job.place.rdzv)
+        return _supervise(job, attempt, job.command(python, attempt, lock.owner.token), lock)
+
+
+def _join(job: Job, python: str) -> int:
+    """A node other than the first: find the attempt that node 0 made and run this node's share of it."""
+    if _is_complete(job):
+        return 0
+    owner = await_attempt(job.directory.path, job.place.nnodes, RENDEZVOUS_SECONDS, say)
+    attempt = job.directory.attempt(owner.attempt)
+    first = Plan.load(attempt.plan)
+    if found := differences(first, job.plan):
+        raise RunDirectoryError(
+            "the experiment of this node is not the one of node 0: " + "; ".join(map(str, found[:5])),
+            where=str(attempt.plan),
+            remedy="give every node the same file and overrides",
+        )
+    job = replace(job, plan=first)
+    return _supervise(job, attempt, job.command(python, attempt, owner.token), None)
+
+
+def _is_complete(job: Job) -> bool:
+    """Whether there is nothing left to train; says so."""
+    experiment = job.plan.experiment
+    newest, _ = newest_intact(job.directory.path)
+    if newest is None:
+        return False
+    if experiment.checkpoint.resume == "never":
+        raise RunDirectoryError(
+            "this run has checkpoints, and checkpoint.resume=never would train over them",
+            where=str(job.directory.path),
+            remedy="start another run (name=OTHER), or continue with checkpoint.resume=auto",
+        )
+    if newest.step < experiment.train.steps:
+        return False
+    sys.stdout.write(
+        f"{experiment.name} is complete: {newest.step:,} of {experiment.train.steps:,} steps, in {job.directory.path}\n"
+        f"  look      primus-cli run show {experiment.name}\n"
+        f"  go on     the same command with train.steps={2 * newest.step}\n"
+    )
+    return True
+
+
+def _supervise(job: Job, attempt: Attempt, command: Command, lock: RunLock | None) -> int:
+    node, topology = job.place.node_rank, job.plan.topology
+    ranks = "1 process" if topology.nproc_per_node == 1 else f"{topology.nproc_per_node} processes"
+    where = f" as node {node} of {topology.nnodes}" if topology.nnodes > 1 else ""
+    sys.stdout.write(f"starting {ranks}{where}: attempt {attempt.number} in {job.directory.path}\n")
+    sys.stdout.flush()
+    supervisor = Supervisor(job.plan, attempt, lock.beat if lock else lambda: None, node)
+    with Interrupts() as interrupts:
+        outcome = supervisor.run(command, environment(), interrupts)
+    report = _report(job.directory.path) if node == 0 else None
+    return _finish(job, attempt, outcome, report)
+
+
+def _finish(job: Job, attempt: Attempt, outcome: Outcome, report: Path | None) -> int:
+    """The last screen and the exit code."""
+    name = job.plan.experiment.name
+    if outcome.reason == "failed":
+        width = shutil.get_terminal_size((100, 24)).columns
+        sys.stderr.write("\n" + screen(outcome, name, attempt.logs, job.again, width))
+        return 1
+    if outcome.reason == "complete":
+        lines = [f"complete: {outcome.step:,} steps in {job.directory.path}"]
+        code = 0
+    else:
+        lines = [f"stopped after step {outcome.step:,}", f"  continue  {job.again}"]
+        code = 128 + outcome.signal if outcome.signal else 0
+    if report is not None:
+        lines.append(f"  report    {report}")
+    if job.place.node_rank == 0:
+        lines.append(f"  look      primus-cli run show {name}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return code
+
+
+def _report(run_directory: Path) -> Path | None:
+    """report.html; what goes wrong with it must not hide how the run ended."""
+    from primus.events.report import write_report
+
+    try:
+        return write_report(run_directory)
+    except (OSError, PrimusError) as error:
+        say(f"report.html was not written: {error}")
+        return None
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"primus-cli: {text}\n")
+    sys.stderr.flush()
