@@ -68,8 +68,6 @@ class Reference:
         # a tokenizer.json may carry settings of the last call it was saved after
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
-        self.vocab_size = max(ids, default=-1) + 1
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
         """Ids of `text`, uint32 [tokens]."""
@@ -93,14 +91,14 @@ def load_reference(tokenizer: Path) -> Reference:
         raise DataError(f"is not a tokenizer that `tokenizers` can load: {error}", where=str(tokenizer)) from error
 
 
-def choose_encoder(tokenizer: Path, reference: Reference, samples: Sequence[str]) -> tuple[EncoderName, str]:
+def choose_encoder(tokenizer: Path, reference: Reference, samples: Sequence[str]) -> tuple[Encoder, str]:
     """The fast encoder if it takes the tokenizer and agrees with the reference on probes and samples; else the
-    reference. Returns the name and, for a fallback, the reason."""
+    reference. Returns the encoder and, for a fallback, the reason."""
     try:
         fast = Encoder("gigatoken", tokenizer)
     except DataError as error:
-        return "tokenizers", error.problems[0].message
+        return Encoder("tokenizers", tokenizer), error.problems[0].message
     for text in (*PROBES, *samples):
         if reference.differs(text, fast.encode(text)):
-            return "tokenizers", f"gigatoken's ids differ from the reference for {text[:60]!r}"
-    return "gigatoken", ""
+            return Encoder("tokenizers", tokenizer), f"gigatoken's ids differ from the reference for {text[:60]!r}"
+    return fast, ""

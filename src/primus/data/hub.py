@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
+from primus.data.tokenizer import COMPANIONS
+from primus.errors import DataError
 from primus.home import primus_home
+
+Kind = Literal["model", "dataset"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+TOKENIZER_FILES = ("tokenizer.json", *COMPANIONS)
+MODEL_FILES = (
+    *TOKENIZER_FILES,
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "*.safetensors",
+)
+HOW_WRITTEN = "a Hub id is written org/name or org/name@revision"
 
 
 def is_hub_id(name: str) -> bool:
@@ -22,14 +42,15 @@ def split_id(name: str) -> tuple[str, str]:
     return repository, revision or "main"
 
 
-def fetched(name: str, file: str, kind: str = "model") -> Path | None:
-    """Directory of the snapshot of Hub id `name` that holds `file`, if it was fetched before; no network, no imports.
+def hub_directory() -> Path:
+    """Where everything fetched is kept, in the layout of the Hub's own cache."""
+    return primus_home() / "hub"
 
-    kind: ``model`` or ``dataset``. Follows the layout of the Hub's own cache: refs/REVISION names a commit,
-    snapshots/COMMIT holds the files.
-    """
+
+def fetched(name: str, file: str, kind: Kind = "model") -> Path | None:
+    """Directory of the snapshot of Hub id `name` that holds `file`, if it was fetched before. Needs no network."""
     repository, revision = split_id(name)
-    root = primus_home() / "hub" / f"{kind}s--{repository.replace('/', '--')}"
+    root = hub_directory() / f"{kind}s--{repository.replace('/', '--')}"
     commit = revision
     if not COMMIT.fullmatch(revision):
         try:
@@ -38,3 +59,109 @@ def fetched(name: str, file: str, kind: str = "model") -> Path | None:
             return None
     snapshot = root / "snapshots" / commit
     return snapshot if (snapshot / file).exists() else None
+
+
+def fetch_model(name: str) -> Path:
+    """Fetch weights (safetensors), ``config.json`` and tokenizer of a model. Returns their directory."""
+    return _fetch(name, "model", _matching(MODEL_FILES), ("config.json", "*.safetensors"))
+
+
+def fetch_tokenizer(name: str) -> Path:
+    """Fetch ``tokenizer.json`` and its companions of a model. Returns their directory."""
+    return _fetch(name, "model", _matching(TOKENIZER_FILES), ("tokenizer.json",))
+
+
+def fetch_dataset(name: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> Path:
+    """Fetch files of a dataset. choose: picks from the names of all its files. Returns their directory, whose name is
+    the commit. Raises DataError like the others, and whatever `choose` raises."""
+    return _fetch(name, "dataset", choose, ())
+
+
+def _matching(patterns: Sequence[str]) -> Callable[[Sequence[str]], Sequence[str]]:
+    return lambda files: [file for file in files if any(fnmatchcase(file, pattern) for pattern in patterns)]
+
+
+def _fetch(name: str, kind: Kind, choose: Callable[[Sequence[str]], Sequence[str]], needed: Sequence[str]) -> Path:
+    """Pin the revision to a commit, choose among its files, download those not there yet."""
+    if not HUB_ID.fullmatch(name):
+        raise DataError(f"'{name}' is not a Hub id", remedy=HOW_WRITTEN)
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    repository, revision = split_id(name)
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    with _clear_errors(name, kind, api.endpoint):
+        look_up = api.model_info if kind == "model" else api.dataset_info
+        facts = look_up(repository, revision=revision)
+        commit = str(facts.sha)
+        files = [sibling.rfilename for sibling in facts.siblings or ()]
+        chosen = choose(files)
+        for pattern in needed:
+            if not any(fnmatchcase(file, pattern) for file in chosen):
+                raise DataError(
+                    f"has no {pattern} (it has {', '.join(sorted(files)[:12]) or 'no files'})",
+                    where=name,
+                    remedy="choose a repository that has one",
+                )
+        directory = Path(
+            api.snapshot_download(
+                repository,
+                repo_type=kind,
+                revision=commit,
+                cache_dir=hub_directory(),
+                allow_patterns=[glob.escape(file) for file in chosen],
+            )
+        )
+    # fetched by commit, remembered by the name that was asked for
+    reference = directory.parents[1] / "refs" / revision
+    if revision != commit:
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(commit, encoding="utf-8")
+    return directory
+
+
+@contextmanager
+def _clear_errors(name: str, kind: Kind, endpoint: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into one line with a remedy."""
+    import httpx
+    from huggingface_hub import errors, get_token
+
+    repository, revision = split_id(name)
+    token = "the token in use may not read it" if get_token() else "no token is set"
+    set_token = "set HF_TOKEN to a token of an account that may read it"
+    page = f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{repository}"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise DataError(
+            f"access to this {kind} is restricted, and {token}",
+            where=name,
+            remedy=f"ask for access at {page} and {set_token}",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise DataError(
+            f"has no revision '{revision}'", where=name, remedy="give a branch, a tag or a full commit"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        other = "dataset" if kind == "model" else "model"
+        raise DataError(
+            f"there is no such {kind} on {endpoint}, or it is private and {token}",
+            where=name,
+            remedy=f"check the spelling, {HOW_WRITTEN}; is it a {other}? If private, {set_token}",
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise DataError("HF_HUB_OFFLINE forbids fetching it", where=name, remedy="unset HF_HUB_OFFLINE") from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        refused = f"{endpoint} answered {status} {error.response.reason_phrase}"
+        remedy = set_token if status in {401, 403} else "try again later; what was fetched is kept"
+        raise DataError(refused, where=name, remedy=remedy) from error
+    except (httpx.TransportError, errors.LocalEntryNotFoundError) as error:
+        cause = str(error.__cause__ or error).splitlines()[0] or type(error).__name__
+        raise DataError(
+            f"{endpoint} cannot be reached: {cause}",
+            where=name,
+            remedy="check the network, or HF_ENDPOINT if you use a mirror; or fetch elsewhere and give the directory",
+        ) from error

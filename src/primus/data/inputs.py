@@ -155,51 +155,63 @@ def _collect_directory(search: _Search, root: Path, source: int) -> None:
 
 
 def _collect_plain(search: _Search, root: Path, source: int) -> None:
-    every = [path for path in _walk(root) if search.pattern is None or _matches(path, root, search.pattern)]
+    every = [path.relative_to(root).as_posix() for path in _walk(root)]
+    for name in _choose(search, str(root), every):
+        search.add(root / name, None, source)
+
+
+def choose_hub_files(where: str, names: Sequence[str], *, pattern: str | None, split: str | None) -> list[str]:
+    """Which files of a Hub dataset to fetch: those that ``collect`` will want. Raises DataError when there are none."""
+    return _choose(_Search(pattern, split), where, sorted(name for name in names if not name.startswith(".")))
+
+
+def _choose(search: _Search, where: str, names: Sequence[str]) -> list[str]:
+    """The files to read among a directory's: by pattern, else by suffix, data before prose, and one split."""
     if search.pattern is not None:
-        for path in every:
-            search.add(path, None, source)
-        if not every:
-            raise DataError(f"holds no file that matches '{search.pattern}'", where=str(root))
-        return
-    known = [path for path in every if _kind(path)[0] and path.name not in DATASET_CARDS]
+        chosen = [name for name in names if _matches(name, search.pattern)]
+        if not chosen:
+            raise DataError(f"holds no file that matches '{search.pattern}'", where=where)
+        return chosen
+    kinds = {name: _kind(Path(name))[0] for name in names if Path(name).name not in DATASET_CARDS}
+    known = [name for name, kind in kinds.items() if kind]
     if not known:
         raise DataError(
             f"holds no file of a known kind ({', '.join(SUFFIXES)}, also with {' or '.join(CODECS)})",
-            where=str(root),
+            where=where,
             remedy="choose files by name, e.g. --pattern '*.py'; they are read as text",
         )
-    structured = [path for path in known if _kind(path)[0] != "text"]
-    kinds = sorted({str(_kind(path)[0]) for path in structured})
-    if len(kinds) > 1:
+    structured = [name for name in known if kinds[name] != "text"]
+    if not structured:
+        return known
+    found = sorted({str(kinds[name]) for name in structured})
+    if len(found) > 1:
         raise DataError(
-            f"mixes {' and '.join(kinds)} files", where=str(root), remedy="choose some with --pattern, e.g. '*.parquet'"
+            f"mixes {' and '.join(found)} files", where=where, remedy="choose with --pattern, e.g. '*.parquet'"
         )
-    if structured and len(structured) < len(known):
-        search.notes.append(f"{len(known) - len(structured)} text files beside the {kinds[0]} files left out")
-    for path in _one_split(search, root, structured) if structured else known:
-        search.add(path, None, source)
+    if len(structured) < len(known):
+        search.notes.append(f"{len(known) - len(structured)} text files beside the {found[0]} files left out")
+    return _one_split(search, where, structured)
 
 
-def _one_split(search: _Search, root: Path, files: list[Path]) -> list[Path]:
+def _one_split(search: _Search, where: str, names: list[str]) -> list[str]:
     """The files of one split, where the names tell splits apart as the Hub's convention has it."""
 
-    def split_of(path: Path) -> str | None:
-        found = SPLIT_NAME.findall("/" + path.relative_to(root).as_posix().lower())
+    def split_of(name: str) -> str | None:
+        found = SPLIT_NAME.findall(f"/{name.lower()}")
         return found[-1] if found else None
 
-    splits = {split_of(path) for path in files}
+    splits = {split_of(name) for name in names}
     if search.split is not None:
-        chosen = [path for path in files if split_of(path) == search.split]
+        chosen = [name for name in names if split_of(name) == search.split]
         if not chosen:
             known = ", ".join(sorted(filter(None, splits))) or "none can be told from the file names"
-            raise DataError(f"has no files of split '{search.split}'", where=str(root), remedy=f"splits: {known}")
+            raise DataError(f"has no files of split '{search.split}'", where=where, remedy=f"splits: {known}")
         return chosen
     if splits & TRAIN_SPLITS and splits - TRAIN_SPLITS:
         others = ", ".join(sorted(name or "other files" for name in splits - TRAIN_SPLITS))
-        search.notes.append(f"split 'train' of {root.name}; left out: {others}")
-        return [path for path in files if split_of(path) in TRAIN_SPLITS]
-    return files
+        search.notes.append(f"split 'train' of {where}; left out: {others}")
+        return [name for name in names if split_of(name) in TRAIN_SPLITS]
+    return names
 
 
 def _walk(root: Path) -> Iterable[Path]:
@@ -211,8 +223,8 @@ def _walk(root: Path) -> Iterable[Path]:
                 yield path
 
 
-def _matches(path: Path, root: Path, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(path.name, pattern) or fnmatch.fnmatchcase(path.relative_to(root).as_posix(), pattern)
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name.rpartition("/")[2], pattern) or fnmatch.fnmatchcase(name, pattern)
 
 
 def make_shards(inputs: Inputs, unit: DocumentUnit) -> list[Shard]:

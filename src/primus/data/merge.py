@@ -72,6 +72,8 @@ class Merger:
                     self._hash.update(block)
         sync(target)
 
-    def facts(self) -> FileFacts:
-        """Size and hash of all tokens merged."""
+    def facts(self, shards: int) -> FileFacts:
+        """Size and hash of all tokens merged, once all `shards` are."""
+        if self._next != shards:
+            raise RuntimeError(f"only {self._next} of {shards} shards were merged")
         return FileFacts(size=self._files["bin"].tell(), xxh3=self._hash.hexdigest())

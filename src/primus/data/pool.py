@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -37,22 +38,24 @@ class Failed:
     problems: tuple[Problem, ...]
 
 
-def encode_shards(shards: Sequence[Shard], job: Job, workers: int, progress: Callable[[int], None]) -> Iterator[Done]:
+def encode_shards(
+    shards: Sequence[Shard], job: Job, workers: int, encoder: Encoder, progress: Callable[[int], None]
+) -> Iterator[Done]:
     """Encode `shards` on `workers` processes and yield each as it is done, in any order.
 
-    One worker, or a single shard, runs in this process. progress: told text bytes encoded since the last call.
-    Raises DataError with a shard's problems, or when a worker dies. On any way out the workers are gone.
+    One worker, or a single shard, runs in this process, with `encoder`; other processes load their own. progress: told
+    the text bytes encoded since the last call. Raises DataError with a shard's problems, or when a worker dies. On any
+    way out the workers are gone.
     """
     workers = min(workers, len(shards))
     if workers <= 1:
-        encoder = Encoder(job.encoder, job.tokenizer)
         for shard in shards:
             yield Done(*encode_shard(shard, job, encoder, progress))
         return
     pool = _Pool(job)
     waiting = iter(shards)
     try:
-        for shard, _ in zip(waiting, range(workers), strict=False):
+        for shard in islice(waiting, workers):
             pool.start(shard)
         while pool.busy:
             for connection in wait(list(pool.busy)):

@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from primus.data.encoder import EncoderName, Reference, choose_encoder, load_reference
+from primus.data.encoder import Encoder, Reference, choose_encoder, load_reference
 from primus.data.format import bin_path, idx_path
 from primus.data.indexed import sync, write_index
 from primus.data.inputs import DocumentUnit, Inputs, Shard, make_shards
@@ -36,9 +36,19 @@ from primus.data.progress import Reporter
 from primus.data.shards import Job, Sample, ShardResult, hash_file, output_error, read_result
 from primus.data.tokenizer import COMPANIONS, TokenizerFiles
 from primus.data.train_bpe import SAMPLE_BYTES, sample_texts, train_bpe
-from primus.data.workspace import begin, exclusive, forget_shards, is_ready, publish, tokenizer_directory, write_json
+from primus.data.workspace import (
+    begin,
+    exclusive,
+    forget_shards,
+    is_ready,
+    partial_directory,
+    publish,
+    tokenizer_directory,
+    write_json,
+)
 from primus.errors import DataError
 
+SLOW = "slow-encoder.json"
 CHECKED_BYTES = 128 << 10
 """Text from all over the inputs on which the encoders are compared before work begins."""
 UINT16_IDS = 65536
@@ -69,6 +79,7 @@ class Request:
 class Outcome:
     """already: the dataset was there before, made by the same request."""
 
+    prefix: str
     manifest: Manifest
     already: bool
 
@@ -101,37 +112,38 @@ def _prepare_locked(request: Request, directory: Path, report: Reporter) -> Outc
     if is_ready(directory, fingerprint):
         publish(directory, output)
     if finished := _finished(request, fingerprint):
-        return Outcome(finished, already=True)
+        return Outcome(str(output), finished, already=True)
     if begin(directory, fingerprint):
         report.note("going on with the unfinished work of an earlier call")
     shards = make_shards(request.inputs, request.unit)
     tokenizer = _settle_tokenizer(request, shards, directory, report)
     reference = load_reference(tokenizer.path)
     eod_token, eod_id = _settle_eod(request, tokenizer)
-    encoder, reason = _remembered_encoder(directory) or _choose_encoder(request, shards, tokenizer, reference)
+    encoder, reason = _choose_encoder(request, shards, tokenizer, reference)
+    vocab_size = tokenizer.facts.vocab_size
     while True:
         if reason:
             report.note(f"using the slower encoder `tokenizers`: {reason}")
         job = Job(
             directory=str(directory),
-            encoder=encoder,
+            encoder=encoder.name,
             field=request.field,
             unit=request.unit,
             eod_id=eod_id,
-            dtype="uint16" if reference.vocab_size <= UINT16_IDS else "int32",
+            dtype="uint16" if vocab_size <= UINT16_IDS else "int32",
             skip_bad=request.skip_bad,
         )
         try:
-            work = _encode_and_merge(shards, job, request, reference, report)
+            work = _encode_and_merge(shards, job, request, _Encoders(encoder, reference), report)
             break
         except _EncodersDiffer as difference:
-            encoder, reason = "tokenizers", str(difference)
+            encoder, reason = Encoder("tokenizers", tokenizer.path), str(difference)
             forget_shards(directory)
-            write_json(directory / "encoder.json", [encoder, reason])
+            write_json(directory / SLOW, reason)
     facts = TokenizerFacts(
         hash=tokenizer.hash,
         file_hash=tokenizer.file_hash,
-        vocab_size=reference.vocab_size,
+        vocab_size=vocab_size,
         directory=tokenizer_directory(output).name,
         origin=request.tokenizer.name if request.tokenizer else "trained on this text",
     )
@@ -139,7 +151,7 @@ def _prepare_locked(request: Request, directory: Path, report: Reporter) -> Outc
     write_json(directory / "manifest", manifest.model_dump(), indent=1)
     write_json(directory / "ready", fingerprint)
     publish(directory, output)
-    return Outcome(manifest, already=False)
+    return Outcome(str(output), manifest, already=False)
 
 
 def _fingerprint(request: Request) -> str:
@@ -176,61 +188,59 @@ def _finished(request: Request, fingerprint: str) -> Manifest | None:
 
 def _choose_encoder(
     request: Request, shards: Sequence[Shard], tokenizer: TokenizerFiles, reference: Reference
-) -> tuple[EncoderName, str]:
+) -> tuple[Encoder, str]:
+    """The encoder and, if it is the slow one, why. What the data showed in an earlier call stays decided."""
+    slow = partial_directory(request.output) / SLOW
+    if slow.is_file():
+        return Encoder("tokenizers", tokenizer.path), str(json.loads(slow.read_bytes()))
     texts = sample_texts(shards, request.field, request.unit, CHECKED_BYTES, skip_bad=True)
     return choose_encoder(tokenizer.path, reference, list(texts))
 
 
 def _settle_tokenizer(request: Request, shards: Sequence[Shard], directory: Path, report: Reporter) -> TokenizerFiles:
-    """The tokenizer in the work directory: a copy of the one asked for, or one trained there (once)."""
+    """The tokenizer, put into the work directory: a copy of the one asked for, or one trained there (once)."""
     target = directory / "tokenizer"
-    if (target / "tokenizer.json").is_file():
-        return TokenizerFiles(target)
-    if request.tokenizer is None:
-        assert request.bpe_vocab is not None, "a request has a tokenizer or a vocabulary size"
-        size = min(SAMPLE_BYTES, request.inputs.size)
-        report.note(f"training a byte-level BPE of {request.bpe_vocab} entries on {size / 1e6:.0f} MB of the text")
-        texts = sample_texts(shards, request.field, request.unit, SAMPLE_BYTES, skip_bad=request.skip_bad)
-        reached = train_bpe(texts, request.bpe_vocab, target)
-        if reached < request.bpe_vocab:
-            report.note(f"the text has pairs for {reached} entries only")
-        return TokenizerFiles(target)
-    source = request.tokenizer
-    _ = source.content  # a DataError here names the user's file, not our copy
-    target.mkdir(exist_ok=True)
-    for name in COMPANIONS:
-        if (source.directory / name).is_file():
-            shutil.copyfile(source.directory / name, target / name)
-    shutil.copyfile(source.path, target / "copy")
-    (target / "copy").replace(target / "tokenizer.json")
-    return TokenizerFiles(target)
+    trained = TokenizerFiles(target)
+    if (source := request.tokenizer) is not None:
+        target.mkdir(exist_ok=True)
+        for name in (*COMPANIONS, source.path.name):
+            if (source.directory / name).is_file():
+                shutil.copyfile(source.directory / name, target / name)
+        return source
+    if trained.path.is_file():
+        return trained
+    assert request.bpe_vocab is not None, "a request has a tokenizer or a vocabulary size"
+    size = min(SAMPLE_BYTES, request.inputs.size)
+    report.note(f"training a byte-level BPE of {request.bpe_vocab} entries on {size / 1e6:.0f} MB of the text")
+    texts = sample_texts(shards, request.field, request.unit, SAMPLE_BYTES, skip_bad=request.skip_bad)
+    reached = train_bpe(texts, request.bpe_vocab, target)
+    if reached < request.bpe_vocab:
+        report.note(f"the text has pairs for {reached} entries only")
+    return trained
 
 
 def _settle_eod(request: Request, tokenizer: TokenizerFiles) -> tuple[str | None, int | None]:
     if request.eod == "none":
         return None, None
     token = request.eod or tokenizer.eod_token()
-    origin = str(request.tokenizer.path if request.tokenizer else tokenizer.path)
+    origin = str(tokenizer.path)
     if token is None:
         raise DataError(
             "names no end-of-sequence token", where=origin, remedy="name one with --eod TOKEN, or use --eod none"
         )
     eod_id = tokenizer.token_id(token)
     if eod_id is None:
-        known = ", ".join(list(tokenizer.added_tokens)[:8])
+        known = ", ".join(list(tokenizer.facts.added)[:8])
         raise DataError(
             f"has no token '{token}'", where=origin, remedy=f"its added tokens: {known or 'none'}; or use --eod none"
         )
     return token, eod_id
 
 
-def _remembered_encoder(directory: Path) -> tuple[EncoderName, str] | None:
-    """The choice an earlier call was led to by the data."""
-    try:
-        name, reason = json.loads((directory / "encoder.json").read_bytes())
-    except FileNotFoundError:
-        return None
-    return name, reason
+@dataclass(frozen=True)
+class _Encoders:
+    chosen: Encoder
+    reference: Reference
 
 
 @dataclass(frozen=True)
@@ -243,7 +253,7 @@ class _Work:
 
 
 def _encode_and_merge(
-    shards: Sequence[Shard], job: Job, request: Request, reference: Reference, report: Reporter
+    shards: Sequence[Shard], job: Job, request: Request, encoders: _Encoders, report: Reporter
 ) -> _Work:
     directory = Path(job.directory)
     with Merger(directory) as merger:
@@ -252,12 +262,12 @@ def _encode_and_merge(
         report.begin("encoding", request.inputs.size)
         report.advance(request.inputs.size - sum(shard.size for shard in missing))
         merger.take(results)
-        for done in encode_shards(missing, job, request.workers, report.advance):
-            _check(done.samples, reference, job)
+        for done in encode_shards(missing, job, request.workers, encoders.chosen, report.advance):
+            _check(done.samples, encoders.reference, job)
             results[done.result.number] = done.result
             report.advance(shards[done.result.number].size - done.result.text_bytes)
             merger.take(results)
-        tokens = merger.facts()
+        tokens = merger.facts(len(shards))
     report.end()
     finished = [result for result in results.values() if result]
     if not sum(result.documents for result in finished):

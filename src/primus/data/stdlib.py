@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from primus.data.format import bin_path, idx_path
-from primus.data.manifest import manifest_path
+from primus.data.manifest import manifest_path, read_manifest
 from primus.home import primus_home
 
 if TYPE_CHECKING:
@@ -46,6 +46,16 @@ def library_root() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
+def prepare_arguments() -> list[str]:
+    """Arguments after ``primus-cli`` that prepare what ``prefix()`` names, whichever interpreter runs them."""
+    return ["data", "prepare", "--stdlib", "--library", this_library()]
+
+
+def this_library() -> str:
+    """The running interpreter's library as ``VERSION=DIRECTORY``."""
+    return f"{platform.python_version()}={library_root()}"
+
+
 def source_files(root: Path) -> list[Path]:
     """The corpus' files under `root`: regular ``.py`` files, in an order that mixes topics.
 
@@ -61,17 +71,20 @@ def source_files(root: Path) -> list[Path]:
     return [path for _, path in sorted(files)]
 
 
-def prepare_stdlib(report: Reporter, *, root: Path, python_version: str, workers: int = 1) -> Outcome:
+def prepare_stdlib(report: Reporter, *, root: Path, python_version: str, overwrite: bool = False) -> Outcome:
     """Prepare the embedded corpus from the library at `root`. Needs numpy and the tokenizer packages."""
     from primus.data.inputs import InputFile, Inputs
-    from primus.data.prepare import Request, prepare
+    from primus.data.prepare import Outcome, Request, prepare
 
+    output = prefix(python_version)
+    manifest = read_manifest(output)
+    if manifest and idx_path(output).is_file() and not overwrite:
+        # whoever else touched the library's files meanwhile: it is this Python version's corpus
+        return Outcome(str(output), manifest, already=True)
     files = []
     for path in source_files(root):
         status = path.stat()
         files.append(InputFile(path, "text", "", status.st_size, status.st_mtime_ns, 0))
     inputs = Inputs(tuple(files), ((f"standard library of Python {python_version}", root),))
-    request = Request(
-        inputs, prefix(python_version), tokenizer=None, bpe_vocab=VOCAB_SIZE, skip_bad=True, workers=workers
-    )
+    request = Request(inputs, output, tokenizer=None, bpe_vocab=VOCAB_SIZE, skip_bad=True, overwrite=overwrite)
     return prepare(request, report)

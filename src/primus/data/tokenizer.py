@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,37 @@ COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template
 NOT_CONTENT = frozenset({"version", "truncation", "padding", "post_processor", "decoder"})
 
 
-def content_hash(text: bytes) -> str:
-    """xxh3-128 of what decides the ids in a ``tokenizer.json``, indifferent to formatting and key order."""
-    content = json.loads(text)
+def content_hash(content: dict[str, Any]) -> str:
+    """xxh3-128 of what decides the ids in a parsed ``tokenizer.json``.
+
+    Indifferent to formatting, key order, and to whether merges are written as ``"a b"`` or as ``["a", "b"]``.
+    """
     kept = {key: value for key, value in content.items() if key not in NOT_CONTENT}
-    return xxhash.xxh3_128_hexdigest(
-        json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-    )
+    model = dict(kept["model"])
+    state = xxhash.xxh3_128()
+    # the two big parts are hashed as flat text: as JSON they would take a second
+    if isinstance(vocabulary := model.pop("vocab", None), dict):
+        state.update("\0".join(f"{token}\0{vocabulary[token]}" for token in sorted(vocabulary)).encode())
+    else:
+        model["vocab"] = vocabulary
+    merges = model.pop("merges", None) or []
+    state.update("\0".join(merge if isinstance(merge, str) else " ".join(merge) for merge in merges).encode())
+    state.update(json.dumps({**kept, "model": model}, sort_keys=True, ensure_ascii=False).encode())
+    return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """vocabulary, added: token -> id."""
+
+    hash: str
+    vocabulary: dict[str, int]
+    added: dict[str, int]
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest id + 1, added tokens included."""
+        return max((*self.vocabulary.values(), *self.added.values()), default=-1) + 1
 
 
 class TokenizerFiles:
@@ -43,54 +68,49 @@ class TokenizerFiles:
     def path(self) -> Path:
         return self.directory / "tokenizer.json"
 
-    @cached_property
-    def text(self) -> bytes:
+    def read(self) -> bytes:
+        """The file's bytes. Raises DataError."""
         try:
             return self.path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", where=str(self.path)) from error
 
     @cached_property
-    def content(self) -> dict[str, Any]:
-        """The parsed file. Raises DataError when it is not a tokenizer."""
+    def file_hash(self) -> str:
+        """xxh3-128 of the file."""
+        return xxhash.xxh3_128_hexdigest(self.read())
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What the file says, parsed once. Raises DataError when it is not a tokenizer."""
         try:
-            content = json.loads(self.text)
+            content = json.loads(self.read())
         except ValueError as error:
             raise DataError(
                 f"is not valid JSON: {error}", where=str(self.path), remedy="fetch or save it again"
             ) from error
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise DataError("is not a tokenizer.json: it has no `model`", where=str(self.path))
-        return content
+        vocabulary = content["model"].get("vocab") or {}
+        if isinstance(vocabulary, list):
+            vocabulary = {str(entry[0]): number for number, entry in enumerate(vocabulary)}
+        added = {str(token["content"]): int(token["id"]) for token in content.get("added_tokens") or ()}
+        return Facts(content_hash(content), vocabulary, added)
 
-    @cached_property
-    def file_hash(self) -> str:
-        return xxhash.xxh3_128_hexdigest(self.text)
-
-    @cached_property
+    @property
     def hash(self) -> str:
         """What identifies the tokenizer, see ``content_hash``."""
         if self._known and self.file_hash == self._known[0]:
             return self._known[1]
-        return content_hash(self.text if self.content else b"")
+        return self.facts.hash
 
     def matches(self, file_hash: str, content: str) -> bool:
         """Whether this is the tokenizer with these hashes."""
         return self.file_hash == file_hash or self.hash == content
 
-    @cached_property
-    def added_tokens(self) -> dict[str, int]:
-        """Added tokens (specials among them) and their ids."""
-        return {str(token["content"]): int(token["id"]) for token in self.content.get("added_tokens") or ()}
-
     def token_id(self, token: str) -> int | None:
-        """Id of a token given as text, or of a number written out; None when the vocabulary has no such entry."""
-        if token in self.added_tokens:
-            return self.added_tokens[token]
-        vocabulary = self.content["model"].get("vocab")
-        if isinstance(vocabulary, dict) and token in vocabulary:
-            return int(vocabulary[token])
-        return None
+        """Id of a token, None when there is no such token."""
+        return self.facts.added.get(token, self.facts.vocabulary.get(token))
 
     def eod_token(self) -> str | None:
         """The token that ends a document: the configured end of sequence, else the first usual name that exists."""
