@@ -28,6 +28,12 @@ optimizer: {lr: 1e-3}
 
 
 @pytest.fixture
+def minimal() -> str:
+    """The keys that every experiment needs."""
+    return EXPERIMENT
+
+
+@pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """``write(text, name)`` writes a file and returns its name; the test runs in that directory."""
     monkeypatch.chdir(tmp_path)

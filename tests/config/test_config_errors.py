@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import EXPERIMENT
 
 from primus.config.load import load
 from primus.config.units import seconds
@@ -130,8 +129,8 @@ def test_every_foreign_name_leads_to_a_key_that_exists() -> None:
     for name, said in FOREIGN.items():
         assert name == name.lower(), "looked up in lower case"
         assert name not in own_names, f"{name} is a key of ours, so the entry is never read"
-        sections = unknown_key("resilience", name)
-        assert sections == said or sections == f"here it is called {said}" or sections.startswith("did you mean")
+        remedy = unknown_key("resilience", name)
+        assert remedy in (said, f"here it is called {said}") or remedy.startswith("did you mean")
         for word in said.replace(",", " ").replace(";", " ").split():
             section = word.partition(".")[0]
             if "." in word.strip(".") and section in keys():
@@ -143,19 +142,17 @@ def test_a_dotted_key_in_a_file(problem: OneProblem) -> None:
     assert found.remedy == "dots are for the command line; in a file write optimizer: {lr: ...}"
 
 
-def test_everything_at_once_in_the_order_of_the_file(write: Callable[..., str]) -> None:
-    text = (
-        EXPERIMENT.replace("name: tiny", "nmae: tiny").replace("steps: 100", "steps: many").replace("lr: 1e-3", "x: 1")
-    )
+def test_everything_at_once_in_the_order_of_the_file(write: Callable[..., str], minimal: str) -> None:
+    text = minimal.replace("name: tiny", "nmae: tiny").replace("steps: 100", "steps: many").replace("lr: 1e-3", "x: 1")
     with pytest.raises(ConfigError) as caught:
         load(write(text), ["train.seed=-1", "bad"])
     places = [item.where for item in caught.value.problems]
     assert places == ["e.yaml:1:1", "e.yaml:12:16", "e.yaml:13:1", "e.yaml:13:13", "override", "override"]
 
 
-def test_a_misspelt_required_key_is_one_mistake_not_two(write: Callable[..., str]) -> None:
+def test_a_misspelt_required_key_is_one_mistake_not_two(write: Callable[..., str], minimal: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(write(EXPERIMENT.replace("vocab_size", "vocab_sise")))
+        load(write(minimal.replace("vocab_size", "vocab_sise")))
     assert [item.message for item in caught.value.problems] == ["unknown key 'vocab_sise' in model"]
 
 

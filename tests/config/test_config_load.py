@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import EXPERIMENT
 
 from primus.config import presets
 from primus.config.load import Resolved, load
@@ -41,7 +40,7 @@ def own_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 BARE = "name: q\ndata: {train: stdlib}\ntrain: {steps: 100, global_batch_size: 8, seq_length: 128}\n"
 
 
-def test_a_whole_experiment(resolve: Resolve) -> None:
+def test_a_whole_experiment(resolve: Resolve, minimal: str) -> None:
     found = resolve()
     assert found.experiment.optimizer.lr == 1e-3
     assert found.experiment.optimizer.betas == (0.9, 0.95)
@@ -49,7 +48,7 @@ def test_a_whole_experiment(resolve: Resolve) -> None:
     assert str(found.origins["optimizer.betas"]) == "default"
     assert str(found.origins["hardware.device"]) == "e.yaml:2"
     assert found.path == Path("e.yaml")
-    assert found.text == EXPERIMENT
+    assert found.text == minimal
 
 
 def test_lists_become_tuples_and_integers_floats(resolve: Resolve) -> None:

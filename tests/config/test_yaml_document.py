@@ -11,14 +11,14 @@ import pytest
 from primus.config.document import parse
 from primus.config.load import load
 from primus.config.scalars import resolve
-from primus.config.source import Source
+from primus.config.source import Source, split_lines
 from primus.errors import ConfigError, Problem
 
 Write = Callable[..., str]
 
 
 def tree(text: str):
-    return parse(text, Source("file", "f.yaml", "f.yaml", tuple(text.splitlines())))
+    return parse(text, Source("file", "f.yaml", "f.yaml", split_lines(text)))
 
 
 def refused(text: str) -> tuple[Problem, ...]:
@@ -35,9 +35,11 @@ def refused(text: str) -> tuple[Problem, ...]:
         (".inf", math.inf), ("-.INF", -math.inf),
         ("true", True), ("True", True), ("FALSE", False), ("", None), ("~", None), ("null", None),
         # text, whatever YAML 1.1 thinks of it
-        ("yes", "yes"), ("on", "on"), ("No", "No"), ("010", "010"), ("12:30:00", "12:30:00"), ("2024-01-01", "2024-01-01"),
+        ("yes", "yes"), ("on", "on"), ("No", "No"), ("010", "010"), ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"),
         ("1__0", "1__0"), ("_1", "_1"), ("1_", "1_"), ("0b11", "0b11"), ("1e", "1e"), ("e5", "e5"), ("1.2.3", "1.2.3"),
-        ("10m", "10m"), (".", "."), ("-", "-"), ("nan", "nan"), ("inf", "inf"), ("1,000", "1,000"), ("٣", "٣"), ("1\n", "1\n"),
+        ("10m", "10m"), (".", "."), ("-", "-"), ("nan", "nan"), ("inf", "inf"), ("1,000", "1,000"),
+        ("٣", "٣"), ("1\n", "1\n"),
     ],
 )  # fmt: skip
 def test_plain_scalars_follow_yaml_1_2(text: str, value: object) -> None:

@@ -209,9 +209,13 @@ def _pipeline(experiment: Experiment, written: Written) -> Iterator[Finding]:
     interleaved = parallel.schedule == "interleaved_1f1b"
     if parallel.pipeline == 1:
         if parallel.virtual_pipeline > 1:
-            yield "parallel.virtual_pipeline", "virtual stages need parallel.pipeline of 2 or more", "remove it"
+            yield (
+                "parallel.virtual_pipeline",
+                "parallel.virtual_pipeline needs parallel.pipeline of 2 or more",
+                "remove it",
+            )
         if parallel.schedule:
-            yield "parallel.schedule", "a pipeline schedule needs parallel.pipeline of 2 or more", "remove it"
+            yield "parallel.schedule", "parallel.schedule needs parallel.pipeline of 2 or more", "remove it"
     elif interleaved and parallel.virtual_pipeline == 1:
         yield "parallel.schedule", "interleaved_1f1b needs parallel.virtual_pipeline of 2 or more", "set it to 2"
     elif parallel.schedule and not interleaved and parallel.virtual_pipeline > 1:
@@ -237,8 +241,10 @@ def _moe(experiment: Experiment, written: Written) -> Iterator[Finding]:
 
 
 def _eval(experiment: Experiment, written: Written) -> Iterator[Finding]:
-    if experiment.data.validation in (None, 0, 0.0) and (written("eval.interval") or written("eval.steps")):
-        yield "eval", "there is nothing to evaluate on: data.validation is not set", "set data.validation, e.g. to 0.05"
+    if experiment.data.validation in (None, 0, 0.0):
+        for key in ("eval.interval", "eval.steps"):
+            if written(key):
+                yield key, f"{key} has no meaning: data.validation is not set", "set data.validation, e.g. to 0.05"
 
 
 def _env(experiment: Experiment, written: Written) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -14,13 +13,13 @@ _NUMBER_ELSEWHERE = re.compile(r"[-+.]?[0-9][0-9a-fA-FxoT_.:+ -]*\Z")
 _YAML_1_1_WORDS = frozenset({"yes", "no", "on", "off", "y", "n"})
 
 
-def flow(value: Any) -> str:
-    """`value` on one line."""
+def flow(value: Any, inside: bool = False) -> str:
+    """`value` on one line. `inside`: within a list or map, where commas and brackets must be quoted."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{text(str(key), True)}: {flow(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{text(str(key), True)}: {flow(item, True)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(text(item, True) if isinstance(item, str) else flow(item) for item in value) + "]"
-    return text(value) if isinstance(value, str) else scalar(value)
+        return "[" + ", ".join(flow(item, True) for item in value) + "]"
+    return text(value, inside) if isinstance(value, str) else scalar(value)
 
 
 def scalar(value: Any) -> str:
@@ -33,7 +32,7 @@ def scalar(value: Any) -> str:
     return str(value)
 
 
-def text(value: str, inside_flow: bool = False) -> str:
+def text(value: str, inside: bool = False) -> str:
     """Text, quoted only where it would otherwise be read as something else."""
     value = value.replace("${", "$${")
     plain = (
@@ -44,9 +43,17 @@ def text(value: str, inside_flow: bool = False) -> str:
         and value.lower() not in _YAML_1_1_WORDS
         and _is_text(value)
     )
-    if plain and not (inside_flow and re.search(r"[,{}\[\]:]", value)) and value not in ("-", "<<", "="):
+    if plain and not (inside and re.search(r"[,{}\[\]:]", value)) and value not in ("-", "<<", "="):
         return value
-    return json.dumps(value, ensure_ascii=not value.isprintable())
+    return f'"{"".join(map(_quoted, value))}"'
+
+
+def _quoted(char: str) -> str:
+    if char in '"\\':
+        return f"\\{char}"
+    if char.isprintable():
+        return char
+    return {"\n": "\\n", "\t": "\\t"}.get(char) or f"\\U{ord(char):08x}"
 
 
 def _is_text(value: str) -> bool:

@@ -175,7 +175,8 @@ class Data(Section):
 
 
 class Train(Section):
-    """Length of the run and size of its batches, in sequences. Gradient accumulation follows from them and the ranks."""
+    """Length of the run and size of its batches, in sequences. Gradient accumulation follows from these and the
+    ranks."""
 
     steps: PositiveInt = Field(description="Optimizer steps in total.")
     global_batch_size: PositiveInt = Field(description="Sequences an optimizer step.")

@@ -16,7 +16,7 @@ from primus.config.keys import fields
 from primus.config.merge import merge
 from primus.config.overrides import parse_overrides
 from primus.config.presets import Loader, read_text
-from primus.config.source import DEFAULT, Mark, Origin, Source
+from primus.config.source import DEFAULT, Mark, Origin, Source, split_lines
 from primus.config.start import start_from_model
 from primus.errors import ConfigError, Problem
 
@@ -74,7 +74,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), environment: Mapping[s
     over, problems = parse_overrides(overrides)
     try:
         text = read_text(path, str(path))
-        source = Source("file", str(path), str(path), tuple(text.splitlines()))
+        source = Source("file", str(path), str(path), split_lines(text))
         tree = loader.read(path, source, text)
     except ConfigError as error:
         raise ConfigError(problems=[*error.problems, *problems]) from None

@@ -16,7 +16,7 @@ from pathlib import Path
 from primus.config.document import Node, parse
 from primus.config.interpolate import interpolate
 from primus.config.merge import merge
-from primus.config.source import Mark, Source
+from primus.config.source import Mark, Source, split_lines
 from primus.errors import ConfigError, Problem
 
 AXES = ("models", "hardware", "recipes")
@@ -149,7 +149,7 @@ class Loader:
                 self.problems.append(mark.problem(f"`extends` goes in a circle: {route}", "remove one of them"))
                 return None
             text = read_text(path, shown, mark)
-            source = Source("preset", name if built_in else shown, shown, tuple(text.splitlines()))
+            source = Source("preset", name if built_in else shown, shown, split_lines(text))
             tree = self.read(path, source, text)
         except ConfigError as error:
             self.problems.extend(error.problems)

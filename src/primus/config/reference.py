@@ -117,7 +117,7 @@ def _native_page(name: str, schema: NativeSchema) -> str:
     lines = [
         f"\n## `{name}`\n",
         f"The engine's own keys ({engine}), for what the portable ones do not cover. Nest them: `training.x` is",
-        f"`{name}: {{training: {{x: ...}}}}`. They mean what the engine makes of them and are not carried to another.\n",
+        f"`{name}: {{training: {{x: ...}}}}`. Their meaning is the engine's, and so is what becomes of them.\n",
         "| Key | Type | Default | Meaning |",
         "| --- | --- | --- | --- |",
     ]

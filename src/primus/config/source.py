@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from primus.errors import Problem
 
 Kind = Literal["file", "preset", "override", "default", "model"]
+
+
+def split_lines(text: str) -> tuple[str, ...]:
+    """The lines of `text` as YAML counts them."""
+    return tuple(re.split("\r\n|[\n\r\x85\u2028\u2029]", text))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from primus.config.source import Mark, Source
+from primus.config.source import Mark, Source, split_lines
 from primus.errors import Problem
 
 _INDENTATION = "check the indentation"
@@ -37,30 +37,25 @@ _NOT_CLOSED = {
 def explain(error: yaml.YAMLError, text: str, source: Source, shift: int = 0) -> Problem:
     """The Problem behind `error`. `shift`: columns before `text` in the first line of `source`."""
     said = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
-    noticed = getattr(error, "problem_mark", None)
-    opened = getattr(error, "context_mark", None) or noticed
-    if noticed is None:
-        place = _at_offset(text, int(getattr(error, "position", 0) or 0), source)
-    else:
-        place = _mark(noticed, source, shift)
+    noticed, opened = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    place = _mark(noticed, source, shift) if noticed else _at_offset(text, getattr(error, "position", 0), source)
     here, column = place.excerpt, place.column
-    if "\t" in here[:column] and (not here[: column - 1].strip() or here[column - 1] == "\t"):
+    first = here[column - 1 : column]
+    if "\t" in here[:column] and (not here[: column - 1].strip() or first == "\t"):
         tab = Mark(source, place.line, here.index("\t") + 1)
         return tab.problem("a tab in the indentation", "YAML wants spaces: replace each tab")
     for words, (message, remedy) in _NOT_CLOSED.items():
         if words in said:
-            start = _mark(opened, source, shift)
+            start = _mark(opened, source, shift) if opened else place
             if "${" in place.excerpt or "${" in start.excerpt:
                 return place.problem("`${...}` inside [...] or {...} must be in quotes", 'write "${NAME:default}"')
             return start.problem(message, remedy)
-    if here[column - 1 : column] == ":" and not here[: column - 1].strip():
+    if first == ":" and not here[: column - 1].strip():
         return place.problem("a key is missing before ':'", "write `key: value`")
-    for words, (message, remedy) in _LIBYAML.items():
-        if words in said:
-            return place.problem(message, remedy)
     if "cannot start any token" in said:
-        return place.problem(f"a value cannot begin with '{here[column - 1 : column]}'", "put it in quotes")
-    return place.problem(f"this is not YAML: {said}")
+        return place.problem(f"a value cannot begin with '{first}'", "put it in quotes")
+    known = next((known for words, known in _LIBYAML.items() if words in said), None)
+    return place.problem(*(known or (f"this is not YAML: {said}", "")))
 
 
 def _mark(mark: yaml.Mark, source: Source, shift: int) -> Mark:
@@ -68,6 +63,7 @@ def _mark(mark: yaml.Mark, source: Source, shift: int) -> Mark:
 
 
 def _at_offset(text: str, offset: int, source: Source) -> Mark:
-    """A reader error knows its offset only."""
-    before = text[:offset]
-    return Mark(source, before.count("\n") + 1, len(before) - before.rfind("\n"))
+    """A reader error knows its offset only: libyaml's is in bytes, the Python reader's in characters."""
+    before = text.encode()[:offset].decode(errors="ignore") if yaml.__with_libyaml__ else text[:offset]
+    lines = split_lines(before)
+    return Mark(source, len(lines), len(lines[-1]) + 1)
