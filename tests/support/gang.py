@@ -1,0 +1,173 @@
+"""Real worker processes for tests: a gang of ranks that runs one plan after another, so that starting (seconds of
+imports) is paid once for many cases.
+
+As a script it is one rank: ``gang.py SPEC.json``, with RANK and WORLD_SIZE in the environment.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from primus.plan.plan import Plan
+
+SOURCES = Path(__file__).parents[2] / "src"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run. stop: (rank, step) at which that rank is asked to stop. prepare: files to damage before the run."""
+
+    name: str
+    plan: Plan
+    stop: tuple[int, int] | None = None
+    attempt: int = 1
+
+
+@dataclass
+class Ran:
+    """What the ranks of one case did. error: text of each rank's exception, if any."""
+
+    result: dict[str, Any] | None
+    errors: list[str]
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+    @property
+    def losses(self) -> dict[int, float]:
+        return {event["step"]: event["loss"] for event in self.of("step_done")}
+
+    @property
+    def norms(self) -> dict[int, float]:
+        return {event["step"]: event["grad_norm"] for event in self.of("step_done")}
+
+    def ended(self) -> Ran:
+        """Itself, after making sure that it ended as a run should."""
+        assert self.result is not None and not any(self.errors), "\n".join(self.errors)
+        return self
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as server:
+        server.bind(("127.0.0.1", 0))
+        port: int = server.getsockname()[1]
+        return port
+
+
+def run_gang(cases: Sequence[Case], world: int, directory: Path, timeout: float = 400) -> dict[str, Ran]:
+    """Run `cases` in order in `world` processes; their output is in DIRECTORY/rank-R.log."""
+    directory.mkdir(parents=True, exist_ok=True)
+    spec = directory / "spec.json"
+    entries = [
+        {"name": case.name, "plan": case.plan.to_json(), "stop": case.stop, "attempt": case.attempt, "port": free_port()}
+        for case in cases
+    ]
+    spec.write_text(json.dumps(entries), encoding="utf-8")
+    processes = []
+    for rank in range(world):
+        with (directory / f"rank-{rank}.log").open("w", encoding="utf-8") as log:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, str(spec)], env=environment(rank, world), stdout=log, stderr=subprocess.STDOUT
+                )
+            )
+    try:
+        for process in processes:
+            process.wait(timeout=timeout)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return {case.name: _collect(directory, case.name, world) for case in cases}
+
+
+def environment(rank: int, world: int, port: int | None = None) -> dict[str, str]:
+    extra = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+    extra |= {"OMP_NUM_THREADS": "1", "TORCHELASTIC_USE_AGENT_STORE": "False", "PYTHONPATH": str(SOURCES)}
+    if port is not None:
+        extra["MASTER_PORT"] = str(port)
+    return {**os.environ, **extra}
+
+
+def _collect(directory: Path, name: str, world: int) -> Ran:
+    ran = Ran(None, [])
+    for rank in range(world):
+        path = directory / f"{name}-{rank}.json"
+        if not path.exists():
+            tail = (directory / f"rank-{rank}.log").read_text(encoding="utf-8")[-3000:]
+            ran.errors.append(f"rank {rank} left no result for {name}; its log ends:\n{tail}")
+            continue
+        part = json.loads(path.read_text(encoding="utf-8"))
+        ran.result = part["result"] if rank == 0 else ran.result
+        ran.errors.append(part["error"])
+        ran.events += part["events"]
+    return ran
+
+
+def _run_case(entry: dict[str, Any]) -> dict[str, Any]:
+    from primus.backends.base import Session
+    from primus.backends.torchtitan import TorchTitanBackend
+    from primus.events.types import Event
+
+    os.environ["MASTER_PORT"] = str(entry["port"])
+    plan = Plan.from_json(entry["plan"])
+    rank = int(os.environ["RANK"])
+    run_directory = Path(plan.run_directory)
+    attempt_directory = run_directory / "attempts" / str(entry["attempt"])
+    attempt_directory.mkdir(parents=True, exist_ok=True)
+    events: list[dict[str, Any]] = []
+    stop = entry["stop"]
+    steps = [0]
+
+    def emit(event: Event) -> None:
+        events.append(event.to_record())
+
+    def stop_requested() -> bool:
+        """Asked once a step, before the update."""
+        steps[0] += 1
+        return stop is not None and rank == stop[0] and steps[0] >= stop[1]
+
+    session = Session(
+        rank=rank,
+        local_rank=rank,
+        world_size=int(os.environ["WORLD_SIZE"]),
+        run_directory=run_directory,
+        attempt_directory=attempt_directory,
+        attempt=entry["attempt"],
+        emit=emit,
+        stop_requested=stop_requested,
+    )
+    result, error = None, ""
+    try:
+        result = asdict(TorchTitanBackend().run(plan, session))
+    except Exception as failure:  # noqa: BLE001 - the test looks at it
+        error = "".join(traceback.format_exception(failure))
+        print(error, flush=True)
+    return {"result": result, "error": error, "events": events}
+
+
+def main(spec: Path) -> None:
+    import torch
+
+    for entry in json.loads(spec.read_text(encoding="utf-8")):
+        answer = _run_case(entry)
+        path = spec.parent / f"{entry['name']}-{os.environ['RANK']}.json"
+        path.write_text(json.dumps(answer), encoding="utf-8")
+        gc.collect()
+        torch._dynamo.reset()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
