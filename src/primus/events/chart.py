@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import accumulate
 from typing import Literal
@@ -17,14 +17,22 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 34, 42
 BUCKETS = 600
 
 
+Style = Literal["raw", "line", "points"]
+
+
 @dataclass(frozen=True)
 class Series:
-    """x ascending; y of the same length, may hold NaN. style: ``raw`` (faint), ``line``, or ``points``."""
+    """What is drawn: finite values over ascending x. style ``raw`` is faint."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    style: Literal["raw", "line", "points"]
+    style: Style
+
+    @classmethod
+    def of(cls, label: str, x: Sequence[float], y: Sequence[float], style: Style) -> Series:
+        """From any number of values, NaN and infinity among them; thinned."""
+        return cls(label, *thin(*finite(x, y)), style)
 
 
 @dataclass(frozen=True)
@@ -39,38 +47,36 @@ class Chart:
     log: bool = False
 
 
-def thin(x: Sequence[float], y: Sequence[float], buckets: int = BUCKETS) -> tuple[array[float], array[float]]:
-    """At most two points a bucket, its lowest and its highest, so that every spike stays; values that are not finite
-    are left out."""
-    x, y = finite(x, y)
+def thin(x: Sequence[float], y: Sequence[float], buckets: int = BUCKETS) -> tuple[Sequence[float], Sequence[float]]:
+    """At most two points a bucket, its lowest and its highest, so that every spike stays. All values finite."""
     length = max(1, math.ceil(len(y) / buckets))
     if length <= 2:
-        return array("d", x), array("d", y)
+        return x, y
     thin_x, thin_y = array("d"), array("d")
     for first in range(0, len(y), length):
-        part = y[first : first + length]
-        low, high = min(part), max(part)
-        for index in sorted({part.index(low), part.index(high)}):
+        part = list(y[first : first + length])
+        for index in sorted({part.index(min(part)), part.index(max(part))}):
             thin_x.append(x[first + index])
             thin_y.append(part[index])
     return thin_x, thin_y
 
 
-def smooth(y: Sequence[float], span: int) -> Sequence[float]:
-    """Mean over `span` points centred on each (an odd number is made of it); near the ends the window shrinks evenly,
-    so the curve begins and ends where the values do. All values finite."""
-    half = min(span // 2, (len(y) - 1) // 2)
-    sums = [0.0, *accumulate(y)]
-    width = 2 * half + 1
-    inner = [(high - low) / width for low, high in zip(sums, sums[width:], strict=False)]
-    first = [(sums[2 * i + 1]) / (2 * i + 1) for i in range(half)]
-    last = [(sums[-1] - sums[-2 * i - 2]) / (2 * i + 1) for i in reversed(range(half))]
-    return array("d", [*first, *inner, *last])
+def smooth(x: Sequence[float], y: Sequence[float], span: int) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean over the `span` points around each (an odd number), at no more places than can be drawn. Near the ends the
+    window shrinks evenly, so the curve begins and ends where the values do. All values finite."""
+    sums = list(accumulate(y, initial=0.0))
+    every, last = max(1, len(y) // (2 * BUCKETS)), len(y) - 1
+    smooth_x, smooth_y = array("d"), array("d")
+    for centre in sorted({*range(0, len(y), every), last} if len(y) else set()):
+        half = min(span // 2, centre, last - centre)
+        smooth_x.append(x[centre])
+        smooth_y.append((sums[centre + half + 1] - sums[centre - half]) / (2 * half + 1))
+    return smooth_x, smooth_y
 
 
 def finite(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
     """The points whose y is a number."""
-    if all(map(math.isfinite, y)):
+    if math.isfinite(sum(y)):  # quicker than asking each
         return x, y
     kept = [index for index, value in enumerate(y) if math.isfinite(value)]
     return array("d", [x[index] for index in kept]), array("d", [y[index] for index in kept])
@@ -94,10 +100,9 @@ class _Axis:
     """From values to coordinates of the drawing."""
 
     def __init__(
-        self, values: Iterable[float], start: float, end: float, *, zero: bool = False, log: bool = False
+        self, values: Sequence[float], start: float, end: float, *, zero: bool = False, log: bool = False
     ) -> None:
-        known = list(values)
-        low, high = (min(known), max(known)) if known else (1.0, 10.0) if log else (0.0, 1.0)
+        low, high = (min(values), max(values)) if values else (1.0, 10.0) if log else (0.0, 1.0)
         self.log = log
         if log:
             low, high = math.log10(low), math.log10(high)
@@ -128,13 +133,10 @@ class _Axis:
 
 def svg(chart: Chart, *, style: str = "") -> str:
     """The chart as one ``<svg>`` element; style: CSS for a file of its own (a page brings its own)."""
-    thinned = [(series, *thin(series.x, series.y)) for series in chart.series]
-    if chart.log:
-        thinned = [(s, *_positive(x, y)) for s, x, y in thinned]
-    x_axis = _Axis((value for _, x, _ in thinned for value in x), _LEFT, WIDTH - _RIGHT)
-    y_axis = _Axis(
-        (value for _, _, y in thinned for value in y), HEIGHT - _BOTTOM, _TOP, zero=chart.from_zero, log=chart.log
-    )
+    shown = [_positive(series) if chart.log else series for series in chart.series]
+    x_axis = _Axis([value for series in shown for value in series.x], _LEFT, WIDTH - _RIGHT)
+    values = [value for series in shown for value in series.y]
+    y_axis = _Axis(values, HEIGHT - _BOTTOM, _TOP, zero=chart.from_zero, log=chart.log)
     if not chart.from_zero:
         y_axis.pad(0.04)
     parts = [
@@ -143,23 +145,23 @@ def svg(chart: Chart, *, style: str = "") -> str:
         f"<style>{style}</style>" if style else "",
         *_axes(chart, x_axis, y_axis),
     ]
-    for series, x, y in thinned:
-        points = [(x_axis(a), y_axis(b)) for a, b in zip(x, y, strict=True)]
+    for series in shown:
+        points = [(x_axis(a), y_axis(b)) for a, b in zip(series.x, series.y, strict=True)]
         if series.style == "points" or len(points) == 1:
             parts += [f'<circle class="dot {series.style}" cx="{a:.1f}" cy="{b:.1f}" r="3.2"/>' for a, b in points]
         if points and series.style != "points":
             path = "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
             parts.append(f'<path class="{series.style}" d="M{path}"/>')
-    if not any(len(x) for _, x, _ in thinned):
+    if not values:
         parts.append(f'<text class="empty" x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no data yet</text>')
     parts += _legend(chart)
     parts.append(f'<line class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}" x1="-9" x2="-9"/></svg>')
     return "\n".join(part for part in parts if part)
 
 
-def _positive(x: Sequence[float], y: Sequence[float]) -> tuple[array[float], array[float]]:
-    kept = [index for index, value in enumerate(y) if value > 0]
-    return array("d", [x[index] for index in kept]), array("d", [y[index] for index in kept])
+def _positive(series: Series) -> Series:
+    kept = [(x, y) for x, y in zip(series.x, series.y, strict=True) if y > 0]
+    return replace(series, x=[x for x, _ in kept], y=[y for _, y in kept])
 
 
 def _axes(chart: Chart, x_axis: _Axis, y_axis: _Axis) -> Iterable[str]:
@@ -202,11 +204,8 @@ def _legend(chart: Chart) -> Iterable[str]:
 
 
 def read_out(chart: Chart) -> list[dict[str, object]]:
-    """What the page's hover needs of each series: label, the thinned x, and the values as text."""
-    found: list[dict[str, object]] = []
-    for series in chart.series:
-        x, y = thin(series.x, series.y)
-        found.append(
-            {"label": series.label, "x": [int(value) for value in x], "text": [chart.text(value) for value in y]}
-        )
-    return found
+    """What the page's hover needs of each series: label, x, and the values as text."""
+    return [
+        {"label": s.label, "x": [int(value) for value in s.x], "text": [chart.text(value) for value in s.y]}
+        for s in chart.series
+    ]

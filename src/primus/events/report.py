@@ -79,16 +79,18 @@ def charts(history: RunHistory) -> tuple[Chart, ...]:
     """Loss, throughput, learning rate and gradient norm over the steps."""
     steps = history.steps
     span = max(9, len(steps) // 60 | 1)
-    throughput = array("d", map(truediv, steps.tokens, (seconds or math.nan for seconds in steps.seconds)))
-    validation = Series("validation", [e["step"] for e in history.evals], [e["loss"] for e in history.evals], "points")
+    throughput = array("d", map(truediv, steps.tokens, [seconds or math.nan for seconds in steps.seconds]))
+    validation = Series.of(
+        "validation", [e["step"] for e in history.evals], [e["loss"] for e in history.evals], "points"
+    )
 
     def raw_and_smooth(label: str, values: array[float]) -> tuple[Series, ...]:
         if len(values) <= 2 * span:
-            return (Series(label, steps.step, values, "line"),)
+            return (Series.of(label, steps.step, values, "line"),)
         x, y = finite(steps.step, values)
-        return Series(label, x, y, "raw"), Series(f"mean of {span:,} steps", x, smooth(y, span), "line")
+        return Series.of(label, x, y, "raw"), Series(f"mean of {span:,} steps", *smooth(x, y, span), "line")
 
-    learning_rate = Series("learning rate", steps.step, steps.lr, "line")
+    learning_rate = Series.of("learning rate", steps.step, steps.lr, "line")
     losses = (*raw_and_smooth("training", steps.loss), *([validation] if history.evals else []))
     norms = raw_and_smooth("gradient norm", steps.grad_norm)
     return (
@@ -106,8 +108,8 @@ def _speed(tokens_per_second: float) -> str:
 def _spread(values: Sequence[float]) -> float:
     """How far the highest value lies above the typical one."""
     some = sorted(v for v in values[:: max(1, len(values) // 1000)] if math.isfinite(v) and v > 0)
-    finite = max((v for v in values if math.isfinite(v)), default=0.0)
-    return finite / some[len(some) // 2] if some else 1.0
+    highest = max(finite(values, values)[1], default=0.0)
+    return highest / some[len(some) // 2] if some else 1.0
 
 
 def render(history: RunHistory) -> str:
@@ -151,11 +153,13 @@ def facts(history: RunHistory) -> dict[str, str]:
         found["tokens trained on"] = units.count(history.tokens)
     found["duration"] = units.duration(history.seconds)
     if steps:
-        found["median speed"] = units.rate(statistics.median(steps.tokens), statistics.median(steps.seconds))
+        every = slice(None, None, max(1, len(steps) // 50_000))  # medians of a sample are as good
+        median = statistics.median
+        found["median speed"] = units.rate(median(steps.tokens[every]), median(steps.seconds[every]))
         found["peak memory"] = f"{units.size(max(steps.memory_bytes))} a device"
-        known = [value for value in steps.mfu if math.isfinite(value)]
+        known = [value for value in steps.mfu[every] if math.isfinite(value)]
         if known:
-            found["median MFU"] = units.percent(statistics.median(known))
+            found["median MFU"] = units.percent(median(known))
     started = next((attempt for attempt in reversed(history.attempts) if attempt.device), None)
     if started:
         found["devices"] = f"{started.world_size} x {started.device}"
