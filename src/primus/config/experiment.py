@@ -284,6 +284,10 @@ class Monitor(Section):
 
     log_interval: PositiveInt = Field(default=10, description="Steps between lines on a console without a terminal.")
     tensorboard: bool = Field(default=True, description="Write TensorBoard files.")
+    sinks: list[str] = Field(
+        default_factory=list,
+        description="Further places events go to: entry points of group `primus.sinks` of installed packages.",
+    )
 
 
 class Resilience(Section):

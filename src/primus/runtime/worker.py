@@ -61,10 +61,12 @@ def main() -> None:
     identity = Identity.from_environment()
     attempt = Path(sys.argv[1])
     redirect_output(attempt / "logs" / f"rank-{identity.rank}.log")
-    stacks = (attempt / "logs" / f"rank-{identity.rank}.stack").open("a", encoding="utf-8")
+    stack = attempt / "logs" / f"rank-{identity.rank}.stack"
+    stacks = stack.open("w", encoding="utf-8")  # written only when asked, if this rank seems to hang
     faulthandler.enable(sys.stderr)
     faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
     code = work(attempt, identity, stop)
+    stack.unlink(missing_ok=True)
     if code:
         # Not sys.exit: an engine's threads and communicators may hang in their destructors after a failure.
         sys.stdout.flush()
@@ -133,7 +135,8 @@ def run(plan: Plan, attempt: Path, identity: Identity, stop: StopFlag, emitter: 
 
 
 def sinks_of(plan: Plan, attempt: Path) -> list[tuple[str, Callable[[], Sink]]]:
-    names = ["tensorboard"] if plan.experiment.monitor.tensorboard else []
+    monitor = plan.experiment.monitor
+    names = [*(["tensorboard"] if monitor.tensorboard else []), *monitor.sinks]
     context = SinkContext(
         Path(plan.run_directory), int(attempt.name), plan.experiment.model_dump(mode="json", by_alias=True)
     )
