@@ -90,6 +90,7 @@ LLAMA3 = (
         (["moe.balance=aux_loss"], "moe.balance has no meaning: the model has no experts", "moe.balance=aux_loss"),
         ([*EXPERTS, "moe.aux_loss_coeff=0.1"], "no meaning with balance: bias", "moe.aux_loss_coeff=0.1"),
         (["eval.interval=3"], "eval.interval has no meaning: data.validation is not set", "eval.interval=3"),
+        (["backend=torchtitn"], "there is no backend 'torchtitn'", "backend=torchtitn"),
         (["env.RANK=3"], "env.RANK is set by the launcher", "env.RANK=3"),
         (["env={'A B': x}"], "'A B' cannot be the name of an environment variable", "env={'A B': x}"),
     ],

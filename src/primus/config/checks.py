@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from primus.config.document import Node
 from primus.config.experiment import Experiment
 from primus.config.keys import keys
+from primus.config.suggest import closest
 from primus.errors import Problem
 
 Finding = tuple[str, str, str]
@@ -43,9 +44,31 @@ def check(experiment: Experiment, tree: Node) -> list[Problem]:
 
     return [
         tree_key_mark(tree, key).problem(message, remedy)
-        for rule in (_schedule, _profile, _heads, _rope, _experts, _latent_attention, _pipeline, _moe, _eval, _env)
+        for rule in (
+            _backend,
+            _schedule,
+            _profile,
+            _heads,
+            _rope,
+            _experts,
+            _latent_attention,
+            _pipeline,
+            _moe,
+            _eval,
+            _env,
+        )
         for key, message, remedy in rule(experiment, written)
     ]
+
+
+def _backend(experiment: Experiment, written: Written) -> Iterator[Finding]:
+    from primus.backends import registry
+
+    name = experiment.backend
+    if name not in registry.BUILT_IN and name not in registry.names():
+        near = closest(name, registry.names())
+        hint = f"did you mean {near}? " if near else ""
+        yield "backend", f"there is no backend '{name}'", f"{hint}installed: {', '.join(registry.names())}"
 
 
 def _schedule(experiment: Experiment, written: Written) -> Iterator[Finding]:

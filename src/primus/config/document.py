@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -22,8 +22,7 @@ MAX_NODES = 100_000
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A value. ``value`` is a scalar, a list of nodes, or a dict of entries; ``text`` is a scalar as written.
     ``interpolated``: the whole value came from one ``${VAR}``. ``size`` counts the nodes below and itself.
     ``replaced``: what merging put this in the place of."""
@@ -33,7 +32,7 @@ class Node:
     text: str = ""
     interpolated: bool = False
     size: int = 1
-    replaced: Node | None = field(default=None, compare=False, repr=False)
+    replaced: Node | None = None
 
     def plain(self) -> Any:
         """The value without positions."""
@@ -44,8 +43,7 @@ class Node:
         return self.value
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A key's position and its value."""
 
     key: Mark

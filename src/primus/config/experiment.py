@@ -6,16 +6,14 @@ frozen. Model fields carry the names of Hugging Face's ``config.json``. Batch si
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from primus.config.units import seconds
 
 
-@dataclass(frozen=True)
-class Words:
+class Words(NamedTuple):
     """What a value must be, in plain words, where its type does not say it."""
 
     text: str

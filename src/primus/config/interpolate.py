@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 from primus.config.document import Entry, Node
 from primus.config.scalars import Scalar, resolve
@@ -31,9 +30,9 @@ def interpolate(node: Node, environment: Mapping[str, str], problems: list[Probl
         entries = {
             key: Entry(entry.key, interpolate(entry.node, environment, problems)) for key, entry in value.items()
         }
-        return replace(node, value=entries)
+        return node._replace(value=entries)
     if isinstance(value, list):
-        return replace(node, value=[interpolate(item, environment, problems) for item in value])
+        return node._replace(value=[interpolate(item, environment, problems) for item in value])
     if not isinstance(value, str) or "${" not in value:
         return node
 
@@ -52,13 +51,13 @@ def interpolate(node: Node, environment: Mapping[str, str], problems: list[Probl
     text = _REFERENCE.sub(substitute, value)
     whole = _REFERENCE.fullmatch(value)
     if whole is None or whole[0] == "$${" or len(problems) > before:
-        return replace(node, value=text, text=text)
+        return node._replace(value=text, text=text)
     typed: Scalar = text
     try:
         typed = resolve(text)
     except ValueError as error:
         problems.append(node.mark.problem(f"{value} gives '{text[:40]}': {error}"))
-    return replace(node, value=typed, text=text, interpolated=True)
+    return node._replace(value=typed, text=text, interpolated=True)
 
 
 def _look_up(body: str | None, environment: Mapping[str, str]) -> str | tuple[str, str]:

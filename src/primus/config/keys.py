@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from primus.config.experiment import Experiment, Section, Words
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """One key of the experiment file. ``name`` is its last part as written in the file, ``section`` the dotted
     section it stands in (empty at the top), ``field`` pydantic's view of it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ def _find(node: Node, key: str) -> Node | None:
     if not isinstance(node.value, dict):
         return None
     if key in node.value:
-        return node.value[key].node
+        here: Node = node.value[key].node
+        return here
     parts = key.split(".")
     for length in range(1, len(parts)):
         entry = node.value.get(".".join(parts[:length]))
@@ -97,7 +98,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), environment: Mapping[s
     problems = [*loader.problems, *found, *problems]
     if problems or experiment is None:
         raise ConfigError(problems=_ordered(problems))
-    tree = replace(tree, value={**_entries(tree), **_entries(portable)})
+    tree = tree._replace(value={**_entries(tree), **_entries(portable)})
     return Resolved(experiment, dict(_origins(experiment, tree)), path, text, tree)
 
 

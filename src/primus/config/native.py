@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from primus.config.document import Entry, Node
@@ -27,7 +26,7 @@ def split(tree: Node) -> tuple[Node, dict[str, Entry]]:
     if not backends.issuperset(unknown):  # looking at every installed package takes tens of milliseconds
         backends = set(registry.names())
     sections = {key: tree.value[key] for key in unknown if key in backends}
-    return replace(tree, value={key: entry for key, entry in tree.value.items() if key not in sections}), sections
+    return tree._replace(value={key: entry for key, entry in tree.value.items() if key not in sections}), sections
 
 
 def check(sections: dict[str, Entry]) -> tuple[dict[str, Any], list[Problem]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
-from primus.config.foreign import FOREIGN
 from primus.config.keys import keys
 
 
 def closest(word: str, known: Iterable[str], cutoff: float = 0.65) -> str | None:
     """The member of `known` most like `word`, ignoring case and dashes; None when nothing is near."""
+    import difflib
+
     by_form = {_form(item): item for item in known}
     form = _form(word)
     if form in by_form:
@@ -59,6 +59,8 @@ def _elsewhere(section: str, name: str) -> str:
 
 
 def _foreign(name: str) -> str:
+    from primus.config.foreign import FOREIGN
+
     said = FOREIGN.get(_form(name), "")
     is_key = said.replace(",", " ").replace(";", " ").partition(" ")[0] in keys()
     return f"here it is called {said}" if is_key else said

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -83,8 +82,7 @@ def tree_key_mark(tree: Node, dotted: str) -> Mark:
     return mark
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """One of pydantic's complaints, tied to the tree. ``path`` holds only keys and indices that were written, plus the
     missing key at the end. ``node`` and ``key``: the deepest value that was written, and its key."""
 
