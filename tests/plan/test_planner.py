@@ -252,6 +252,7 @@ def test_a_fetched_hub_model_is_planned_with_its_snapshot(tmp_path: Path, monkey
     write_model(root / "snapshots" / commit)
     (root / "refs").mkdir()
     (root / "refs" / "main").write_text(commit)
+    (root / "snapshots" / commit / "model.safetensors").touch()
     assert start_from("org/name", tmp_path).experiment.model.init == str(root / "snapshots" / commit)
 
 

@@ -82,10 +82,16 @@ def _job(options: Options, place: Direct, invocation: Invocation, resolved: Reso
 
 def _prepare(options: Options) -> Resolved:
     """Load the experiment, after making whatever it names that is not on this machine yet."""
+    from primus.config.huggingface import NotFetched
     from primus.config.load import load
     from primus.data import stdlib
 
-    resolved = load(options.config, options.all_overrides())
+    try:
+        resolved = load(options.config, options.all_overrides())
+    except NotFetched as missing:
+        click.echo(f"fetching {missing.init} from the Hub first", err=True)
+        _in_torch_environment("data", "fetch", missing.init)
+        resolved = load(options.config, options.all_overrides())
     if _uses_stdlib(resolved) and not stdlib.is_prepared():
         click.echo("preparing the embedded corpus first, once", err=True)
         _in_torch_environment("data", "prepare", "--stdlib")
