@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from primus.cli.main import Invocation
-from primus.errors import UsageError
+from primus.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from primus.data.inputs import DocumentUnit, Inputs
@@ -227,4 +227,58 @@ def fetch(invocation: Invocation, hub_id: str, what: str, split: str | None) -> 
     else:
         directory = hub.fetch_model(hub_id) if what == "model" else hub.fetch_tokenizer(hub_id)
     click.echo(str(directory))
+    return 0
+
+
+@command.command(help="Show what is in the token dataset PREFIX: counts, document lengths, origin, decoded samples.")
+@click.argument("prefix", type=click.Path(path_type=Path))
+@click.option("--samples", type=click.IntRange(min=0), default=2, show_default=True, metavar="N", help="Samples shown.")
+@click.option(
+    "--seq-length",
+    type=click.IntRange(min=1),
+    metavar="S",
+    help="Show training windows of S + 1 tokens.",
+)
+@click.option("--tokenizer", metavar="DIR|ID", help="Tokenizer to decode with. Default: the dataset's own.")
+@click.option("--verify", is_flag=True, help="Read everything and check it: hashes, index, id range.")
+@JSON
+@click.pass_obj
+def inspect(
+    invocation: Invocation,
+    /,
+    *,
+    prefix: Path,
+    samples: int,
+    seq_length: int | None,
+    tokenizer: str | None,
+    verify: bool,
+    as_json: bool,
+) -> int:
+    from primus.runtime.environments import ensure
+
+    ensure("torch", invocation.argv)
+    from rich.console import Console
+
+    from primus.cli import data_inspect
+    from primus.data import stdlib
+    from primus.data.inspect import Inspection
+    from primus.data.tokenizer import find_tokenizer
+
+    if str(prefix) == "stdlib":
+        prefix = stdlib.prefix()
+    inspection = Inspection(prefix, find_tokenizer(tokenizer, "--tokenizer") if tokenizer else None)
+    if seq_length and inspection.header.tokens <= seq_length:
+        raise UsageError(
+            f"the dataset has {inspection.header.tokens} tokens, fewer than one window of {seq_length} + 1",
+            remedy="give a smaller --seq-length",
+        )
+    problems = inspection.verify() if verify else None
+    excerpts = inspection.excerpts(samples, seq_length)
+    if as_json:
+        facts = data_inspect.as_json(inspection, inspection.lengths(), excerpts, problems)
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        data_inspect.show(Console(highlight=False), inspection, inspection.lengths(), excerpts, problems)
+    if problems:
+        raise DataError(problems=problems)
     return 0

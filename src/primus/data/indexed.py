@@ -68,11 +68,22 @@ class IndexedDataset:
             high = np.where(before, high, middle)
         return low
 
-    def document_lengths(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Tokens in each document, in chunks of at most a million documents."""
-        for first in range(0, len(self), CHUNK):
-            numbers = np.arange(first, min(first + CHUNK, len(self)) + 1)
-            yield np.diff(self.document_starts(numbers))
+    def first_gap(self) -> int | None:
+        """The first sequence that does not begin where the one before it ends; None when all do, as they must."""
+        expected = 0
+        for first in range(0, self.header.sequences, CHUNK):
+            pointers = self._pointers[first : first + CHUNK]
+            sizes = self.lengths[first : first + CHUNK].astype(np.int64) * self.header.item_size
+            starts = expected + np.concatenate(([0], np.cumsum(sizes)))
+            wrong = np.flatnonzero(pointers != starts[:-1])
+            if wrong.size:
+                return first + int(wrong[0])
+            expected = int(starts[-1])
+        return None
+
+    def summed_lengths(self) -> int:
+        """Tokens of all sequences together."""
+        return int(self.lengths.sum(dtype=np.int64))
 
 
 def _code(dtype: Dtype) -> str:

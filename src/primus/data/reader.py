@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from primus.data.format import bin_path, read_header, validation_start
 from primus.data.indexed import IndexedDataset
 from primus.data.order import SampleOrder
+from primus.data.shares import SLOTS
 from primus.data.synthetic import SyntheticReader
 from primus.errors import DataError
 from primus.plan.plan import Plan, PlannedData, PlannedSource
@@ -98,22 +100,44 @@ class Windows:
             remedy="set model.vocab_size to that of the dataset's tokenizer, or prepare it with the model's own",
         )
 
-    def mark_documents(self, windows: Int64Array, marks: Int64Array) -> None:
-        """Set marks[row, i] = i where a document starts at input i of a window; marks is [len(windows), seq_length]."""
+    def document_ranges(self, windows: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """For each window, numbers [first, last) of the documents that start inside it, after its first token."""
         starts = self._start + windows * self._seq_length
-        first = self.dataset.documents_before(starts + 1)
-        last = self.dataset.documents_before(starts + self._seq_length)
+        edges = self.dataset.documents_before(np.concatenate((starts + 1, starts + self._seq_length)))
+        return edges[: len(windows)], edges[len(windows) :]
+
+    def mark_documents(self, windows: Int64Array, first: Int64Array, last: Int64Array, marks: Int64Array) -> None:
+        """Set marks[row, i] = i where a document starts at input i of a window; marks is [len(windows), seq_length].
+
+        first, last: as ``document_ranges`` gives them.
+        """
         counts = last - first
         rows = np.repeat(np.arange(len(windows)), counts)
         if rows.size:
-            # numbers of the documents that start inside: first[row], first[row] + 1, ...
+            # first[row], first[row] + 1, ... up to last[row] - 1, for all rows in a line
             numbers = np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts) + first[rows]
-            offsets = self.dataset.document_starts(numbers) - starts[rows]
+            offsets = self.dataset.document_starts(numbers) - (self._start + windows[rows] * self._seq_length)
             marks[rows, offsets] = offsets
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where samples lie, one entry a sample. first, last: documents that start inside; zero unless they matter."""
+
+    owners: npt.NDArray[np.integer]
+    windows: Int64Array
+    first: Int64Array
+    last: Int64Array
+
+    def __getitem__(self, part: slice | npt.NDArray[np.intp]) -> _Place:
+        return _Place(self.owners[part], self.windows[part], self.first[part], self.last[part])
+
+
 class WindowReader:
-    """Batches from windows of one or more sources; subclasses say which window a sample is."""
+    """Batches from windows of one or more sources; subclasses say which window a sample is.
+
+    Places are looked up for 4096 samples at a time and the latest kept, so that small batches cost little.
+    """
 
     length: int | None = None
 
@@ -123,6 +147,7 @@ class WindowReader:
         self._within = data.document_attention == "within"
         self._masked_id = data.eod_id if data.mask_eod else None
         self._positions = np.empty((0, seq_length), dtype=np.int64)
+        self._block = lru_cache(maxsize=4)(self._look_up)
 
     def locate(self, first: int, count: int) -> tuple[npt.NDArray[np.integer], Int64Array]:
         """Source and window of each of the samples first..first+count-1."""
@@ -130,32 +155,51 @@ class WindowReader:
 
     def read(self, first: int, count: int) -> Batch:
         """Samples first..first+count-1."""
-        owners, windows = self.locate(first, count)
+        if first < 0 or count < 1 or (self.length is not None and first + count > self.length):
+            raise IndexError(f"samples {first}..{first + count - 1} of {self.length}")
         rows = np.empty((count, self._seq_length + 1), dtype=np.int64)
         marks = np.zeros((count, self._seq_length), dtype=np.int64) if self._within else None
-        if len(self._sources) == 1:
-            self._sources[0].copy_to(windows, rows)
-            if marks is not None:
-                self._sources[0].mark_documents(windows, marks)
-        else:
-            for number in np.unique(owners):
-                self._read_source(int(number), np.flatnonzero(owners == number), windows, rows, marks)
+        done = 0
+        while done < count:
+            block, offset = divmod(first + done, SLOTS)
+            place = self._block(block)[offset : offset + count - done]
+            taken = slice(done, done + len(place.windows))
+            self._fill(place, rows[taken], None if marks is None else marks[taken])
+            done = taken.stop
         labels = rows[:, 1:]
         if self._masked_id is not None:
             labels = np.where(labels == self._masked_id, IGNORED, labels)
         return Batch(rows[:, :-1], labels, self._make_positions(count, marks))
 
-    def _read_source(
-        self, number: int, mine: npt.NDArray[np.intp], windows: Int64Array, rows: Int64Array, marks: Int64Array | None
-    ) -> None:
-        source = self._sources[number]
-        part = np.empty((len(mine), self._seq_length + 1), dtype=np.int64)
-        source.copy_to(windows[mine], part)
-        rows[mine] = part
+    def _look_up(self, block: int) -> _Place:
+        start = block * SLOTS
+        count = SLOTS if self.length is None else min(SLOTS, self.length - start)
+        owners, windows = self.locate(start, count)
+        first, last = np.zeros((2, count), dtype=np.int64)
+        if self._within:
+            for number in np.unique(owners):
+                mine = np.flatnonzero(owners == number)
+                first[mine], last[mine] = self._sources[number].document_ranges(windows[mine])
+        return _Place(owners, windows, first, last)
+
+    def _fill(self, place: _Place, rows: Int64Array, marks: Int64Array | None) -> None:
+        if len(self._sources) == 1:
+            self._fill_from(self._sources[0], place, rows, marks)
+            return
+        for number in np.unique(place.owners):
+            mine = np.flatnonzero(place.owners == number)
+            part = np.empty((len(mine), rows.shape[1]), dtype=np.int64)
+            part_marks = None if marks is None else np.zeros((len(mine), marks.shape[1]), dtype=np.int64)
+            self._fill_from(self._sources[number], place[mine], part, part_marks)
+            rows[mine] = part
+            if marks is not None and part_marks is not None:
+                marks[mine] = part_marks
+
+    @staticmethod
+    def _fill_from(source: Windows, place: _Place, rows: Int64Array, marks: Int64Array | None) -> None:
+        source.copy_to(place.windows, rows)
         if marks is not None:
-            part_marks = np.zeros((len(mine), self._seq_length), dtype=np.int64)
-            source.mark_documents(windows[mine], part_marks)
-            marks[mine] = part_marks
+            source.mark_documents(place.windows, place.first, place.last, marks)
 
     def _make_positions(self, count: int, marks: Int64Array | None) -> Int64Array:
         if count > len(self._positions):
@@ -187,8 +231,6 @@ class OrderedReader(WindowReader):
         self.length = int(self._ends[-1])
 
     def locate(self, first: int, count: int) -> tuple[npt.NDArray[np.integer], Int64Array]:
-        if first < 0 or first + count > int(self._ends[-1]):
-            raise IndexError(f"samples {first}..{first + count - 1} of {self._ends[-1]}")
         samples = np.arange(first, first + count, dtype=np.int64)
         owners = np.searchsorted(self._ends, samples, side="right")
         starts = np.concatenate(([0], self._ends[:-1]))
