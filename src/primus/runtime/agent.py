@@ -27,7 +27,7 @@ from primus.events.bus import Bus
 from primus.events.types import Notice, RankFailed
 from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent, ending, memory_kills
 
-TAIL_LINES = 30
+TAIL_LINES = 100
 GRACE_SECONDS = 10
 """After a failure, how long the other ranks of the node may take to leave before they are killed."""
 

@@ -13,8 +13,9 @@ from primus.runtime.supervise import Failure, Outcome
 
 # What a rank says when another one went away: true, but not where the trouble began.
 SECONDARY = re.compile(
-    r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited|NCCL watchdog|ncclRemoteError"
-    r"|socketProgress|DistNetworkError|Timed out waiting|recvValue failed|sendBytes failed|Connection was likely closed"
+    r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited|NCCL watchdog"
+    r"|ncclRemoteError|socketProgress|DistNetworkError|Timed out waiting|recvValue failed|sendBytes failed"
+    r"|Connection was likely closed"
 )
 
 
@@ -139,8 +140,14 @@ def _headline(first: Failure, failures: Sequence[Failure], width: int) -> list[s
 def _excerpt(text: str, width: int, limit: int = 14) -> list[str]:
     """The end of a traceback or log, long lines cut."""
     lines = [line.rstrip() for line in text.rstrip().splitlines()]
-    cut = lines[-limit:]
-    head = [f"  ... {len(lines) - limit} lines above are in the log"] if len(lines) > limit else []
+    crash = next((line for line in reversed(lines) if line.startswith("Fatal Python error")), None)
+    if crash is not None:
+        # native code crashed: the stack of the thread that did it stands after those of the others, innermost first
+        current = max(number for number, line in enumerate(lines) if "thread 0x" in line or line == crash)
+        cut, head = [crash, *lines[current : current + limit]], []
+    else:
+        cut = lines[-limit:]
+        head = [f"  ... {len(lines) - limit} lines above are in the log"] if len(lines) > limit else []
     return head + ["  " + (line if len(line) <= width - 2 else line[: width - 5] + "...") for line in cut]
 
 

@@ -32,7 +32,7 @@ CAUSES = (
         "install it (on Debian and Ubuntu: apt install python3-venv), or set PRIMUS_PYTHON to another Python",
     ),
     (
-        r"Permission denied|Read-only file system",
+        r"Permission denied|Read-only file system|Not a directory|File exists",
         "the directory cannot be written",
         "set PRIMUS_HOME to a writable directory",
     ),

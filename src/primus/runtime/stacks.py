@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 ANSWER_SECONDS = 3.0
@@ -13,17 +12,13 @@ _WAITING = re.compile(r"torch/distributed/|torch/cuda/streams|torch/autograd/|/t
 """Where a rank stands that only waits for others."""
 
 
-def silent_ranks(logs: Path, ranks: Iterable[int] | None) -> str:
+def silent_ranks(logs: Path) -> str:
     """A sentence that names the ranks which hang, as far as their stacks tell.
 
-    ranks: those expected; None: those that have a stack file. A rank that does not answer (stopped, or stuck in the
-    kernel) comes first; then one that is not waiting in a collective while others are.
+    Asked are the ranks that have a stack file, which a rank removes when it ends. One that does not answer (stopped,
+    or stuck in the kernel) comes first; then one that is not waiting in a collective while others are.
     """
-    expected = (
-        sorted(ranks)
-        if ranks is not None
-        else sorted(int(path.stem.split("-")[1]) for path in logs.glob("rank-*.stack"))
-    )
+    expected = sorted(int(path.stem.split("-")[1]) for path in logs.glob("rank-*.stack"))
     until = time.monotonic() + ANSWER_SECONDS
     while time.monotonic() < until:
         time.sleep(0.2)

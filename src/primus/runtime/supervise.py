@@ -137,7 +137,7 @@ class Supervisor:
         if kind == "step_done":
             self.outcome.step = record["step"]
             self.stepped = True
-        elif kind == "run_started":
+        elif kind == "notice" and record["writer"].startswith("node"):  # an agent's only notice: it restarts the ranks
             self.outcome.failures.clear()
             self.outcome.hang = ""
             self.stepped = False
@@ -158,11 +158,9 @@ class Supervisor:
     def _end_hang(self, agent: subprocess.Popen[bytes], silence: float) -> None:
         """Nothing was heard for too long: find out which ranks hang, then end them all."""
         agent.send_signal(signal.SIGUSR1)
-        local = self.plan.topology.nproc_per_node
-        ranks = range(self.node * local, (self.node + 1) * local) if self.plan.topology.nnodes == 1 else None
         self.outcome.hang = (
             f"no event for {silence:.0f} s (resilience.hang_timeout is {self.hang_timeout:g} s); "
-            + silent_ranks(self.attempt.logs, ranks)
+            + silent_ranks(self.attempt.logs)
         )
         agent.send_signal(signal.SIGUSR2)
 

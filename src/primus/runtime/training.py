@@ -8,6 +8,7 @@ import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from primus.backends import registry
 from primus.checkpoints.store import newest_intact
@@ -116,10 +117,10 @@ def _is_complete(job: Job) -> bool:
         )
     if newest.step < experiment.train.steps:
         return False
-    sys.stdout.write(
+    tell(
         f"{experiment.name} is complete: {newest.step:,} of {experiment.train.steps:,} steps, in {job.directory.path}\n"
         f"  look      primus-cli run show {experiment.name}\n"
-        f"  go on     the same command with train.steps={2 * newest.step}\n"
+        f"  go on     the same command with train.steps={2 * newest.step}"
     )
     return True
 
@@ -128,8 +129,7 @@ def _supervise(job: Job, attempt: Attempt, command: Command, lock: RunLock | Non
     node, topology = job.place.node_rank, job.plan.topology
     ranks = "1 process" if topology.nproc_per_node == 1 else f"{topology.nproc_per_node} processes"
     where = f" as node {node} of {topology.nnodes}" if topology.nnodes > 1 else ""
-    sys.stdout.write(f"starting {ranks}{where}: attempt {attempt.number} in {job.directory.path}\n")
-    sys.stdout.flush()
+    tell(f"starting {ranks}{where}: attempt {attempt.number} in {job.directory.path}")
     supervisor = Supervisor(job.plan, attempt, lock.beat if lock else lambda: None, node)
     with Interrupts() as interrupts:
         outcome = supervisor.run(command, environment(), interrupts)
@@ -142,7 +142,7 @@ def _finish(job: Job, attempt: Attempt, outcome: Outcome, report: Path | None) -
     name = job.plan.experiment.name
     if outcome.reason == "failed":
         width = shutil.get_terminal_size((100, 24)).columns
-        sys.stderr.write("\n" + screen(outcome, name, attempt.logs, job.again, width))
+        tell("\n" + screen(outcome, name, attempt.logs, job.again, width).rstrip(), sys.stderr)
         return 1
     if outcome.reason == "complete":
         lines = [f"complete: {outcome.step:,} steps in {job.directory.path}"]
@@ -154,7 +154,7 @@ def _finish(job: Job, attempt: Attempt, outcome: Outcome, report: Path | None) -
         lines.append(f"  report    {report}")
     if job.place.node_rank == 0:
         lines.append(f"  look      primus-cli run show {name}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    tell("\n".join(lines))
     return code
 
 
@@ -170,5 +170,14 @@ def _report(run_directory: Path) -> Path | None:
 
 
 def say(text: str) -> None:
-    sys.stderr.write(f"primus-cli: {text}\n")
-    sys.stderr.flush()
+    tell(f"primus-cli: {text}", sys.stderr)
+
+
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Print a line. A reader that has gone away (a closed pipe or terminal) must not end a run."""
+    stream = stream or sys.stdout
+    try:
+        stream.write(f"{text}\n")
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,126 @@
+"""A backend from outside, found by entry point: it counts steps and saves the count. What a run does around its engine
+(starting, stopping, failing, continuing) is tried with it in seconds; engines themselves are tried elsewhere.
+
+Environment variables of the ranks: COUNTING_STEP_SECONDS, COUNTING_SAVE_SECONDS, and COUNTING_FAULT, as
+``KIND:RANK:STEP``, which happens once a run directory unless KIND ends in ``!``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Literal
+
+from primus.backends.base import Capabilities, NativeConfig, NativeSchema, Result, Session
+from primus.checkpoints import store
+from primus.config.experiment import Experiment
+from primus.errors import DataError, TrainingError
+from primus.events.types import CheckpointSaved, RunStarted, StepDone
+from primus.plan.plan import Patch, Plan, PlannedData, Topology
+
+
+class CountingBackend:
+    name = "counting"
+    environment = "launcher"
+    processes: Literal["torchrun", "plain"] = "plain"
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            workflows=frozenset({"pretrain"}),
+            model_types=frozenset({"llama"}),
+            parallel_axes=frozenset({"data_shard", "data_replicate"}),
+            precisions={"cpu": frozenset({"fp32"})},
+        )
+
+    def native_schema(self) -> NativeSchema:
+        return NativeSchema(engine={}, keys={})
+
+    def plan(
+        self, experiment: Experiment, topology: Topology, data: PlannedData
+    ) -> tuple[NativeConfig, dict[str, str], tuple[Patch, ...]]:
+        return {"steps": experiment.train.steps}, {}, ()
+
+    def run(self, plan: Plan, session: Session) -> Result:
+        newest, _ = store.newest_intact(session.run_directory)
+        step = newest.step if newest else 0
+        _meet(session)
+        if session.rank == 0:
+            session.emit(_started(plan, session, newest.step if newest else None))
+        interval = plan.experiment.checkpoint.interval or plan.native["steps"]
+        while step < plan.native["steps"]:
+            _fault(session, step + 1)
+            time.sleep(float(os.environ.get("COUNTING_STEP_SECONDS", "0.01")))
+            step += 1
+            if session.rank == 0:
+                session.emit(_done(step))
+            stopping = session.stop_requested()
+            if session.rank == 0 and (stopping or step % interval == 0 or step == plan.native["steps"]):
+                session.emit(_save(plan, session.run_directory, step))
+            if stopping:
+                return Result("stopped", step)
+        return Result("complete", step)
+
+
+class CountingOnTorchrun(CountingBackend):
+    name = "counting_torchrun"
+    environment = "torch"
+    processes: Literal["torchrun", "plain"] = "torchrun"
+
+
+def _meet(session: Session) -> None:
+    """Wait until every rank of this start is here."""
+    start = f"met-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    (session.attempt_directory / f"{start}-{session.rank}").touch()
+    while len(list(session.attempt_directory.glob(f"{start}-*"))) < session.world_size:
+        time.sleep(0.01)
+
+
+def _started(plan: Plan, session: Session, resumed: int | None) -> RunStarted:
+    return RunStarted(
+        name=plan.experiment.name,
+        attempt=session.attempt,
+        world_size=session.world_size,
+        device="cpu",
+        parameters=1,
+        steps=plan.native["steps"],
+        resumed_from=resumed,
+    )
+
+
+def _done(step: int) -> StepDone:
+    return StepDone(step=step, loss=1 / step, grad_norm=1.0, lr=1e-3, tokens=1, seconds=0.01, memory_bytes=1)
+
+
+def _save(plan: Plan, run_directory: Path, step: int) -> CheckpointSaved:
+    began = time.monotonic()
+    directory = store.begin(run_directory, step)
+    (directory / "count").write_text(str(step))
+    time.sleep(float(os.environ.get("COUNTING_SAVE_SECONDS", "0")))
+    store.seal(directory, step=step, consumed_samples=step, model=plan.experiment.model.model_dump(mode="json"))
+    took = time.monotonic() - began
+    return CheckpointSaved(step=step, path=str(directory), bytes=1, seconds=took, blocked_seconds=took)
+
+
+def _fault(session: Session, step: int) -> None:
+    kind, _, where = os.environ.get("COUNTING_FAULT", "").partition(":")
+    if where != f"{session.rank}:{step}":
+        return
+    mark = session.run_directory / "fault-happened"
+    if not kind.endswith("!") and mark.exists():
+        return
+    mark.touch()
+    kind = kind.rstrip("!")
+    if kind == "raise":
+        raise OSError("the network went away")
+    if kind == "nan":
+        raise TrainingError("the loss is NaN", where=f"step {step}", remedy="lower optimizer.lr")
+    if kind == "data":
+        raise DataError("the dataset is truncated", where="data.bin", remedy="prepare it again")
+    if kind == "exit":
+        os._exit(3)
+    if kind == "hang":
+        time.sleep(3600)
+    os.kill(os.getpid(), signal.Signals[kind])
+    time.sleep(60)
