@@ -1,4 +1,7 @@
-"""Tiny models of every family that exercise all of its features, and their twins in transformers."""
+"""Tiny models of every family that exercise all of its features, and their twins in transformers.
+
+Importing it makes TorchTitan usable on the CPU; import TorchTitan and transformers after it, inside functions.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchtitan.config.override import OverrideConfig, apply_overrides
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from primus.backends.torchtitan.attention import OVERRIDE
+from primus.backends.torchtitan import patches
 from primus.backends.torchtitan.models import build_model_spec
 from primus.config import huggingface
 from primus.config.experiment import Model, Moe, RopeScaling
+
+patches.apply(patches.for_device("cpu"))
 
 SEQ = 128
 SIZES: dict[str, Any] = {
@@ -87,6 +90,8 @@ MODELS: dict[str, Model] = {
 def transformers_model(model: Model) -> Any:
     """The same architecture in transformers, as our config.json describes it; every weight of one dimension moved off
     its start, so that one mistaken for another shows."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(0)
     config = AutoConfig.for_model(**huggingface.to_config(model))
     twin = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
@@ -102,6 +107,10 @@ def transformers_model(model: Model) -> Any:
 
 def titan_model(model: Model, **options: Any) -> Any:
     """TorchTitan's model of it on the CPU, every parameter NaN until something fills it."""
+    from torchtitan.config.override import OverrideConfig, apply_overrides
+
+    from primus.backends.torchtitan.attention import OVERRIDE
+
     options = {"seq_length": SEQ, "precision": "fp32"} | options
     spec = build_model_spec(model, **options)
     if hasattr(spec.model.first_attention.inner_attention, "block_size"):

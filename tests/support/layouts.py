@@ -1,19 +1,16 @@
-"""One rank of a gang that starts models in many layouts and compares every parameter with a start in one process.
+"""Ranks that start models in many layouts and compare every parameter with a start in one process.
 
-``layouts.py OUTPUT``, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment; writes OUTPUT/rank-R.json.
+``layouts.py OUTPUT PORT`` reads the weights in OUTPUT/MODEL and writes OUTPUT/rank-R.json.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import sys
-import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-from primus.backends.torchtitan import patches
 
 WORLD = 4
 SEED = 7
@@ -114,40 +111,46 @@ def compare(parts: list[Any], reference: dict[str, Any]) -> dict[str, str]:
     return wrong
 
 
-def main(output: Path) -> None:
+def rank_main(rank: int, port: int, output: Path) -> None:
     import torch.distributed as dist
-
-    patches.apply(patches.for_device("cpu"))
-    from families import MODELS, saved, titan_model, transformers_model
+    from families import MODELS, titan_model
     from torchtitan.distributed.utils import set_spmd_backend
 
     from primus.backends.torchtitan.shards import named_tensors
     from primus.backends.torchtitan.start import load_huggingface, random_start
 
-    rank = int(os.environ["RANK"])
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", address, timedelta(seconds=120), rank=rank, world_size=WORLD)
+    set_spmd_backend("partial_dtensor")
     results: dict[str, dict[str, dict[str, str]]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        # Before the ranks know of each other: transformers saves on the first of them only.
-        names = {name for name, _ in LAYOUTS.values()}
-        directories = {
-            name: saved(transformers_model(MODELS[name]), Path(scratch) / name, max_shard_size="50KB") for name in names
-        }
-        dist.init_process_group("gloo", timeout=timedelta(seconds=120))
-        set_spmd_backend("partial_dtensor")
-        for layout, (name, degrees) in LAYOUTS.items():
-            model, directory = MODELS[name], directories[name]
-            parts, alone = parallelized(model, degrees), [titan_model(model)]
-            results[layout] = {}
-            for kind, start in (
-                ("random", lambda p, m=model: random_start(p, m, SEED)),
-                ("huggingface", lambda p, m=model, d=directory: load_huggingface(p, m, d)),
-            ):
-                start(alone)
-                start(parts)
-                results[layout][kind] = compare(parts, dict(named_tensors(alone)))
+    for layout, (name, degrees) in LAYOUTS.items():
+        model = MODELS[name]
+        parts, alone = parallelized(model, degrees), [titan_model(model)]
+        results[layout] = {}
+        for kind, start in (
+            ("random", lambda p, m=model: random_start(p, m, SEED)),
+            ("huggingface", lambda p, m=model, d=output / name: load_huggingface(p, m, d)),
+        ):
+            start(alone)
+            start(parts)
+            results[layout][kind] = compare(parts, dict(named_tensors(alone)))
     (output / f"rank-{rank}.json").write_text(json.dumps(results), encoding="utf-8")
     dist.destroy_process_group()
 
 
+def main(output: Path, port: int) -> int:
+    """The ranks are forked after the imports, which take longer than the work."""
+    import families  # noqa: F401
+    import torchtitan.trainer  # noqa: F401
+
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=rank_main, args=(rank, port, output)) for rank in range(WORLD)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    return max(abs(process.exitcode or 0) for process in ranks)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -66,6 +66,8 @@ def export_huggingface(
     try:
         partial.mkdir(parents=True)
         safetensors.write(partial, shapes, _counted(saved.tensors(), len(shapes), progress), dtype)
+        if progress:
+            progress(len(shapes), len(shapes))
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if data.get("tokenizer"):
             _copy_tokenizer(Path(data["tokenizer"]), partial)
@@ -85,8 +87,6 @@ def _counted(tensors: Iterator[Any], total: int, progress: Progress | None) -> I
         if progress:
             progress(done, total)
         yield tensor
-    if progress:
-        progress(total, total)
 
 
 def _plan(checkpoint: Path) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def widened(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
 def narrowed(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """float32 `values` in the stored form of `dtype`; bfloat16 rounds to nearest, ties to even, as torch does."""
     if dtype != "BF16":
-        return values.astype(DTYPES[dtype])
+        with np.errstate(over="ignore"):  # beyond float16's range is infinite, as in torch
+            return values.astype(DTYPES[dtype], copy=False)
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     stored: NDArray[Any] = np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
