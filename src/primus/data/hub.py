@@ -17,9 +17,9 @@ from primus.errors import DataError
 from primus.home import primus_home
 
 Kind = Literal["model", "dataset"]
+What = Literal["model", "tokenizer", "dataset"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKENIZER_FILES = ("tokenizer.json", *COMPANIONS)
 MODEL_FILES = (
     *TOKENIZER_FILES,
@@ -47,18 +47,24 @@ def hub_directory() -> Path:
     return primus_home() / "hub"
 
 
-def fetched(name: str, file: str, kind: Kind = "model") -> Path | None:
-    """Directory of the snapshot of Hub id `name` that holds `file`, if it was fetched before. Needs no network."""
-    repository, revision = split_id(name)
-    root = hub_directory() / f"{kind}s--{repository.replace('/', '--')}"
-    commit = revision
-    if not COMMIT.fullmatch(revision):
-        try:
-            commit = (root / "refs" / revision).read_text(encoding="utf-8").strip()
-        except OSError:
-            return None
-    snapshot = root / "snapshots" / commit
-    return snapshot if (snapshot / file).exists() else None
+def fetched(name: str, what: What) -> Path | None:
+    """Directory of what an earlier ``fetch_...`` of the same `name` brought, or None. Needs no network."""
+    try:
+        commit = _note(name, what).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    kind = "dataset" if what == "dataset" else "model"
+    snapshot = hub_directory() / f"{kind}s--{_flat(name)}" / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def _note(name: str, what: What) -> Path:
+    """File that says at which commit `what` of a Hub id was last fetched; written when all of it is there."""
+    return hub_directory() / "fetched" / f"{what}--{_flat(name)}" / split_id(name)[1].replace("/", "--")
+
+
+def _flat(name: str) -> str:
+    return split_id(name)[0].replace("/", "--")
 
 
 def fetch_model(name: str) -> Path:
@@ -68,7 +74,7 @@ def fetch_model(name: str) -> Path:
 
 def fetch_tokenizer(name: str) -> Path:
     """Fetch ``tokenizer.json`` and its companions of a model. Returns their directory."""
-    return _fetch(name, "model", _matching(TOKENIZER_FILES), ("tokenizer.json",))
+    return _fetch(name, "tokenizer", _matching(TOKENIZER_FILES), ("tokenizer.json",))
 
 
 def fetch_dataset(name: str, choose: Callable[[Sequence[str]], Sequence[str]]) -> Path:
@@ -81,7 +87,7 @@ def _matching(patterns: Sequence[str]) -> Callable[[Sequence[str]], Sequence[str
     return lambda files: [file for file in files if any(fnmatchcase(file, pattern) for pattern in patterns)]
 
 
-def _fetch(name: str, kind: Kind, choose: Callable[[Sequence[str]], Sequence[str]], needed: Sequence[str]) -> Path:
+def _fetch(name: str, what: What, choose: Callable[[Sequence[str]], Sequence[str]], needed: Sequence[str]) -> Path:
     """Pin the revision to a commit, choose among its files, download those not there yet."""
     if not HUB_ID.fullmatch(name):
         raise DataError(f"'{name}' is not a Hub id", remedy=HOW_WRITTEN)
@@ -90,6 +96,7 @@ def _fetch(name: str, kind: Kind, choose: Callable[[Sequence[str]], Sequence[str
 
     if not sys.stderr.isatty():
         disable_progress_bars()
+    kind: Kind = "dataset" if what == "dataset" else "model"
     repository, revision = split_id(name)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
     with _clear_errors(name, kind, api.endpoint):
@@ -114,11 +121,9 @@ def _fetch(name: str, kind: Kind, choose: Callable[[Sequence[str]], Sequence[str
                 allow_patterns=[glob.escape(file) for file in chosen],
             )
         )
-    # fetched by commit, remembered by the name that was asked for
-    reference = directory.parents[1] / "refs" / revision
-    if revision != commit:
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        reference.write_text(commit, encoding="utf-8")
+    note = _note(name, what)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(commit, encoding="utf-8")
     return directory
 
 

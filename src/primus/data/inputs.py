@@ -227,43 +227,43 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name.rpartition("/")[2], pattern) or fnmatch.fnmatchcase(name, pattern)
 
 
-def make_shards(inputs: Inputs, unit: DocumentUnit) -> list[Shard]:
-    """Cut the inputs into shards of about 32 MiB: big line-based files by byte ranges, small text files together."""
+def make_shards(inputs: Inputs, unit: DocumentUnit, size: int = SHARD_BYTES) -> list[Shard]:
+    """Cut the inputs into shards of about `size` bytes: big files of lines by byte ranges, small texts together."""
     shards: list[Shard] = []
     group: list[InputFile] = []
 
     def close_group() -> None:
         if group:
-            paths, size = tuple(str(file.path) for file in group), sum(file.size for file in group)
-            shards.append(Shard(len(shards), "text", "", paths, size))
+            paths = tuple(str(file.path) for file in group)
+            shards.append(Shard(len(shards), "text", "", paths, sum(file.size for file in group)))
             group.clear()
 
     for file in inputs.files:
         by_lines = file.kind == "jsonl" or (file.kind == "text" and unit == "line")
-        if file.kind == "text" and not file.codec and (file.size < SHARD_BYTES or not by_lines):
-            if sum(member.size for member in group) + file.size > SHARD_BYTES:
+        if file.kind == "text" and not file.codec and (file.size < size or not by_lines):
+            if sum(member.size for member in group) + file.size > size:
                 close_group()
             group.append(file)
             continue
         close_group()
         if by_lines and not file.codec:
-            ranges = [(start, min(start + SHARD_BYTES, file.size)) for start in range(0, file.size, SHARD_BYTES)]
+            ranges = [(start, min(start + size, file.size)) for start in range(0, file.size, size)]
             sizes = [end - start for start, end in ranges]
-        elif file.kind == "parquet" and file.size > 2 * SHARD_BYTES:
-            ranges = _row_group_ranges(file)
+        elif file.kind == "parquet" and file.size > 2 * size:
+            ranges = _row_group_ranges(file, size)
             sizes = [file.size // len(ranges)] * len(ranges)
         else:
             ranges, sizes = [(0, -1)], [file.size]
-        for (start, end), size in zip(ranges, sizes, strict=True):
-            shards.append(Shard(len(shards), file.kind, file.codec, (str(file.path),), size, start, end, start == 0))
+        for (start, end), weight in zip(ranges, sizes, strict=True):
+            shards.append(Shard(len(shards), file.kind, file.codec, (str(file.path),), weight, start, end, start == 0))
     close_group()
     return shards
 
 
-def _row_group_ranges(file: InputFile) -> list[tuple[int, int]]:
+def _row_group_ranges(file: InputFile, size: int) -> list[tuple[int, int]]:
     from primus.data.columns import row_groups
 
     count = row_groups(file.path)
-    wanted = max(1, min(count, file.size // SHARD_BYTES))
+    wanted = max(1, min(count, file.size // size))
     edges = [number * count // wanted for number in range(wanted + 1)]
     return list(itertools.pairwise(edges))

@@ -20,7 +20,7 @@ import xxhash
 from primus.data.encoder import Encoder, Reference, choose_encoder, load_reference
 from primus.data.format import bin_path, idx_path
 from primus.data.indexed import sync, write_index
-from primus.data.inputs import DocumentUnit, Inputs, Shard, make_shards
+from primus.data.inputs import SHARD_BYTES, DocumentUnit, Inputs, Shard, make_shards
 from primus.data.manifest import (
     FileFacts,
     Manifest,
@@ -57,7 +57,7 @@ UINT16_IDS = 65536
 @dataclass(frozen=True)
 class Request:
     """What to prepare. output: prefix. tokenizer: directory, or None to train one of `bpe_vocab` entries.
-    eod: token text, ``none``, or None for the tokenizer's own. workers: processes."""
+    eod: token text, ``none``, or None for the tokenizer's own. workers: processes. shard_bytes: at most lost."""
 
     inputs: Inputs
     output: Path
@@ -69,6 +69,7 @@ class Request:
     skip_bad: bool = False
     workers: int = 1
     overwrite: bool = False
+    shard_bytes: int = SHARD_BYTES
 
     def options(self) -> dict[str, Any]:
         """The options that decide the result; recorded in the manifest."""
@@ -115,7 +116,7 @@ def _prepare_locked(request: Request, directory: Path, report: Reporter) -> Outc
         return Outcome(str(output), finished, already=True)
     if begin(directory, fingerprint):
         report.note("going on with the unfinished work of an earlier call")
-    shards = make_shards(request.inputs, request.unit)
+    shards = make_shards(request.inputs, request.unit, request.shard_bytes)
     tokenizer = _settle_tokenizer(request, shards, directory, report)
     reference = load_reference(tokenizer.path)
     eod_token, eod_id = _settle_eod(request, tokenizer)
@@ -162,6 +163,7 @@ def _fingerprint(request: Request) -> str:
         ],
         "options": request.options(),
         "eod": request.eod,
+        "shard_bytes": request.shard_bytes,
         "tokenizer": request.tokenizer.hash if request.tokenizer else None,
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode(errors="surrogateescape"))

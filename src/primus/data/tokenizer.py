@@ -156,7 +156,7 @@ def find_tokenizer(name: str, where: str) -> TokenizerFiles:
     from primus.data.hub import fetched, is_hub_id
 
     if is_hub_id(name):
-        found = fetched(name, "tokenizer.json")
+        found = fetched(name, "tokenizer") or fetched(name, "model")
         if found is None:
             raise DataError(
                 f"the tokenizer of '{name}' has not been fetched from the Hub yet",
