@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import string
 from typing import Any, Literal, get_args, get_origin
@@ -25,6 +26,9 @@ from primus.errors import ConfigError, PrimusError, Problem
 SOURCE = Source("file", "f.yaml", "f.yaml")
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
+LINES = itertools.count(1)
+"""Each node has a place of its own."""
+
 scalars = (
     st.none()
     | st.booleans()
@@ -43,7 +47,7 @@ trees = st.dictionaries(
 
 
 def node(value: Any) -> Node:
-    mark = Mark(SOURCE)
+    mark = Mark(SOURCE, next(LINES))
     if isinstance(value, dict):
         return Node({key: Entry(mark, node(item)) for key, item in value.items()}, mark)
     if isinstance(value, list):
@@ -89,6 +93,8 @@ def test_the_upper_layer_keeps_all_it_says_and_nothing_is_invented(lower: Any, u
 @QUICK
 @given(trees)
 def test_merging_with_itself_or_nothing_changes_nothing(tree: Any) -> None:
+    one = node(tree)
+    assert merge(one, one) == one
     assert merge(node(tree), node(tree)).plain() == tree
     assert merge(node({}), node(tree)).plain() == merge(node(tree), node({})).plain() == tree
 

@@ -15,6 +15,8 @@ from primus.config.validate import Found, locate, tree_key_mark
 from primus.errors import Problem
 
 Path = tuple[str | int, ...]
+MOST_GUESSES = 100
+"""A guess takes milliseconds; a file of another program may hold thousands of unknown keys."""
 
 
 def describe(tree: Node, found: list[Found]) -> list[Problem]:
@@ -24,17 +26,17 @@ def describe(tree: Node, found: list[Found]) -> list[Problem]:
     meant: set[Path] = set()
     seen: set[Path] = set()
     paths = [item.path for item in found]
+    inner = {path[:length] for path in paths for length in range(len(path))}
     for item in found:
         if item.type == "missing":
             missing.setdefault(item.path[:-1], []).append(str(item.path[-1]))
             continue
         # a value that fits no member of a union is reported once, at the deepest place a member got to
-        deeper = any(len(path) > len(item.path) and path[: len(item.path)] == item.path for path in paths)
-        if item.path in seen or deeper:
+        if item.path in seen or item.path in inner:
             continue
         seen.add(item.path)
         if item.type == "extra_forbidden":
-            problem = _unknown(item)
+            problem = _unknown(item, guess=len(problems) < MOST_GUESSES)
             meant.add((*item.path[:-1], problem.remedy.removeprefix("did you mean ").rstrip("?")))
         else:
             problem = _unfit(item)
@@ -56,15 +58,16 @@ def _schema_path(path: Path) -> str:
     return ".".join(part for part in path if isinstance(part, str))
 
 
-def _unknown(item: Found) -> Problem:
+def _unknown(item: Found, *, guess: bool) -> Problem:
     name, section = str(item.path[-1]), item.path[:-1]
     inside = f" in {dotted(section)}" if section else ""
+    remedy = ""
     if any(isinstance(part, int) for part in section):
         near = closest(name, fields(DataSource))
         remedy = f"did you mean {near}?" if near else f"known here: {', '.join(fields(DataSource))}"
-    else:
+    elif guess:
         remedy = unknown_key(_schema_path(section), name)
-    return (item.key or item.node.mark).problem(f"unknown key '{name}'{inside}", remedy)
+    return (item.key or item.node.mark).problem(f"unknown key '{_short(name)}'{inside}", remedy)
 
 
 def _unfit(item: Found) -> Problem:
@@ -72,7 +75,17 @@ def _unfit(item: Found) -> Problem:
     annotation, metadata = _annotation(item.path)
     expected = words(annotation, metadata)
     message = f"{dotted(item.path)} must be {expected}, but {_is(item.node)}"
-    return item.node.mark.problem(message, _advice(item.node, annotation, metadata))
+    remedy = _advice(item.node, annotation, metadata) or _preset_meant(item)
+    return item.node.mark.problem(message, remedy)
+
+
+def _preset_meant(item: Found) -> str:
+    """``hardware: MI300X`` is understood, if not accepted."""
+    axis = next((axis for axis, filled in SECTION_OF_AXIS.items() if (filled,) == item.path), None)
+    if axis is None or not isinstance(item.node.value, str):
+        return ""
+    near = closest(item.node.value.rpartition("/")[2], [name.partition("/")[2] for name in available(axis)])
+    return f"for a preset write extends: [{axis}/{near}]" if near else _preset_hint(item.path[0])
 
 
 def _annotation(path: Path) -> tuple[Any, list[Any]]:
@@ -172,7 +185,7 @@ def _example(name: str) -> str:
     return f"{{{', '.join(f'{item}: ...' for item in needed)}}}" if needed else "..."
 
 
-def _preset_hint(section: str) -> str:
+def _preset_hint(section: str | int) -> str:
     """For the sections that presets fill: which presets there are."""
     axis = next((axis for axis, filled in SECTION_OF_AXIS.items() if filled == section), None)
     names = [name.partition("/")[2] for name in available(axis)] if axis else []

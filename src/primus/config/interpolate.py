@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from primus.config.document import Entry, Node
-from primus.config.scalars import Scalar, resolve
+from primus.config.scalars import Scalar, is_text, resolve
 from primus.errors import Problem
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<body>[^{}]*)\}|\$\{")
@@ -62,20 +62,24 @@ def interpolate(node: Node, environment: Mapping[str, str], problems: list[Probl
 
 def _look_up(body: str | None, environment: Mapping[str, str]) -> str | tuple[str, str]:
     """The text a reference stands for, or (message, remedy)."""
+    usage = "write ${NAME} or ${NAME:default}; $${ is a literal ${"
     if body is None:
-        return "'${' is not closed, or holds another '${'", "write ${NAME} or ${NAME:default}; $${ is a literal ${"
+        return "'${' is not closed, or holds another '${'", usage
     name, colon, default = body.partition(":")
+    found = environment.get(name, "")
+    complaint: tuple[str, str] | None = None
     if not _NAME.match(name):
-        return f"'{name}' is not the name of a variable", "write ${NAME} or ${NAME:default}; $${ is a literal ${"
-    if default.startswith("-"):
-        return f"'${{{body}}}': ':-' is the shell's way", f"write ${{{name}:{default[1:]}}}"
-    if is_secret(name):
-        return (
+        complaint = f"'{name}' is not the name of a variable", usage
+    elif default.startswith("-"):
+        complaint = f"'${{{body}}}': ':-' is the shell's way", f"write ${{{name}:{default[1:]}}}"
+    elif is_secret(name):
+        complaint = (
             f"'{name}' looks like a secret, and values are written into plan.json and report.html",
             "leave it out: the ranks inherit the environment that you launch from",
         )
-    found = environment.get(name, "")
-    if not found and not colon:
+    elif not found and not colon:
         state = "is empty" if name in environment else "is not set"
-        return f"the environment variable '{name}' {state}", f"set it, or give a default: ${{{name}:default}}"
-    return found or default
+        complaint = f"the environment variable '{name}' {state}", f"set it, or give a default: ${{{name}:default}}"
+    elif not is_text(found):
+        complaint = f"the environment variable '{name}' is not UTF-8 text", "set it again"
+    return complaint or found or default

@@ -84,7 +84,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), environment: Mapping[s
         over, more = _take_extends(loader, over)
     tree = loader.expand(tree, path.parent, (path.resolve(),), more)
     if over is not None:
-        tree = merge(tree, over)
+        tree = merge(tree, over)._replace(mark=tree.mark)
     unread = {(problem.where, problem.excerpt, problem.column) for problem in loader.problems}
     portable, sections = native.split(tree)
     natives, native_problems = native.check(sections)

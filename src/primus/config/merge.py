@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from primus.config.document import Entry, Node
+from primus.config.source import Mark
 
 
 def merge(lower: Node, upper: Node) -> Node:
@@ -11,7 +12,7 @@ def merge(lower: Node, upper: Node) -> Node:
     Associative. A ``null`` replaces like any other value; what it stands for (the default) is decided after merging.
     """
     if not (isinstance(lower.value, dict) and isinstance(upper.value, dict)):
-        return upper._replace(replaced=_under(upper, lower))
+        return upper if upper is lower else _over(upper, lower)
     entries = dict(lower.value)
     for key, entry in upper.value.items():
         below = entries.get(key)
@@ -20,6 +21,17 @@ def merge(lower: Node, upper: Node) -> Node:
     return upper._replace(value=entries)
 
 
-def _under(upper: Node, lower: Node) -> Node:
-    """What `upper` already stood over, with `lower` at the very bottom."""
-    return lower if upper.replaced is None else upper.replaced._replace(replaced=_under(upper.replaced, lower))
+def _over(upper: Node, lower: Node) -> Node:
+    """`upper` with `lower` at the bottom of what it stands over. A layer met twice counts once, at its higher place:
+    presets that extend the same preset would otherwise double the history at each step."""
+    layers: dict[Mark, Node] = {}
+    for top in (upper, lower):
+        node: Node | None = top
+        while node is not None:
+            layers.setdefault(node.mark, node)
+            node = node.replaced
+    below: Node | None = None
+    for node in reversed(layers.values()):
+        below = node._replace(replaced=below)
+    assert below is not None
+    return below

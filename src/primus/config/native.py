@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,8 @@ def _check_map(
                     f"{backend}.{dotted} is set by the portable key {key.portable}",
                     f"set {key.portable} and remove this",
                 )
+            elif _infinite(entry.node.value):
+                yield entry.node.mark.problem(f"{backend}.{dotted} must be finite, but is {entry.node.text}")
             elif not _fits(entry.node.value, key.type):
                 yield entry.node.mark.problem(
                     f"{backend}.{dotted} must be {_words(key.type)}, but is {_shown(entry.node)}",
@@ -115,6 +118,11 @@ def _shown(node: Node) -> str:
     if isinstance(node.value, dict):
         return "a map"
     return "a list" if isinstance(node.value, list) else "null" if node.value is None else f"'{node.text}'"
+
+
+def _infinite(value: Any) -> bool:
+    """JSON, in which the plan is carried, has no such numbers."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from primus.config.document import Entry, Node, parse
+from primus.config.document import MAX_DEPTH, Entry, Node, parse
 from primus.config.merge import merge
-from primus.config.scalars import resolve
+from primus.config.scalars import is_text, resolve
 from primus.config.source import Mark, Source
 from primus.errors import ConfigError, Problem
 
@@ -32,6 +32,8 @@ def _parse_one(text: str) -> Node:
     source = Source("override", "override", "override", (text,))
     key, equals, value = text.partition("=")
     start = Mark(source)
+    if not is_text(text):
+        raise ConfigError(problems=[start.problem("the override is not UTF-8 text", "check the encoding of the shell")])
     example = "write key=value, e.g. optimizer.lr=3e-4"
     problem: Problem | None = None
     if not equals:
@@ -40,6 +42,8 @@ def _parse_one(text: str) -> Node:
         problem = start.problem(f"an override does not begin with '{key[0]}'", f"write {key.lstrip('-+~')}={value}")
     elif not _KEY.match(key):
         problem = start.problem(f"'{key}' is not a dotted key", example)
+    elif key.count(".") >= MAX_DEPTH:
+        problem = start.problem(f"'{key[:20]}...' is more than {MAX_DEPTH} levels deep")
     elif not value.strip():
         problem = Mark(source, 1, len(text) + 1).problem(
             f"'{key}=' has no value", f"{key}=null goes back to the default, {key}='\"\"' is empty text"

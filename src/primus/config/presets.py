@@ -17,6 +17,8 @@ from primus.config.merge import merge
 from primus.config.source import Mark, Source, split_lines
 from primus.errors import ConfigError, Problem
 
+LARGEST = 4_000_000
+DEEPEST = 20
 AXES = ("models", "hardware", "recipes")
 SECTION_OF_AXIS = {"models": "model", "hardware": "hardware"}
 """Axes whose presets fill one section as a whole: a later one replaces what an earlier one set."""
@@ -49,7 +51,8 @@ def read_text(path: Path, shown: str, named_at: Mark | None = None) -> str:
                 f"{shown} is a directory",
                 f"name a file in it: {', '.join(inside[:5])}" if inside else "name a YAML file",
             )
-        raw = path.read_bytes()
+        with path.open("rb") as stream:
+            raw = stream.read(LARGEST + 1)
     except FileNotFoundError:
         beside = {item.stem: item.name for item in path.parent.glob("*.y*ml")} if path.parent.is_dir() else {}
         import difflib
@@ -59,6 +62,8 @@ def read_text(path: Path, shown: str, named_at: Mark | None = None) -> str:
         raise fail(f"there is no file {shown}", hint) from None
     except (OSError, ValueError) as error:
         raise fail(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(raw) > LARGEST:
+        raise fail(f"{shown} is larger than {LARGEST // 10**6} MB", "is it the right file?")
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise fail(f"{shown} is UTF-16", "save it as UTF-8")
     try:
@@ -79,6 +84,8 @@ class Loader:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = environment
         self.problems: list[Problem] = []
+        self.read_already: dict[Path, Node | None] = {}
+        self.expanded: dict[Path, Node] = {}
 
     def read(self, path: Path, source: Source, text: str) -> Node:
         """The file alone, interpolated. Raises ConfigError when it is no map."""
@@ -136,25 +143,35 @@ class Loader:
         return found
 
     def _preset(self, name: str, mark: Mark, directory: Path, chain: tuple[Path, ...]) -> Node | None:
-        path = directory / name if name.endswith((".yaml", ".yml")) else root() / f"{name}.yaml"
         built_in = not name.endswith((".yaml", ".yml"))
         if built_in and not _exists(name):
             self.problems.append(mark.problem(*_unknown(name, directory)))
             return None
-        shown = str(path)
+        path = root() / f"{name}.yaml" if built_in else directory / Path(name).expanduser()
+        if path not in self.read_already:
+            self.read_already[path] = self._read_preset(name if built_in else str(path), path, mark)
+        tree = self.read_already[path]
+        if tree is None:
+            return None
+        resolved = path.resolve()
+        if resolved in chain:
+            route = " -> ".join(item.name for item in (*chain[chain.index(resolved) :], resolved))
+            self.problems.append(mark.problem(f"`extends` goes in a circle: {route}", "remove one of them"))
+            return None
+        if len(chain) > DEEPEST:
+            self.problems.append(mark.problem(f"more than {DEEPEST} presets deep", "extend fewer"))
+            return None
+        if resolved not in self.expanded:
+            self.expanded[resolved] = self.expand(tree, path.parent, (*chain, resolved))
+        return self.expanded[resolved]
+
+    def _read_preset(self, name: str, path: Path, mark: Mark) -> Node | None:
         try:
-            resolved = path.resolve()
-            if resolved in chain:
-                route = " -> ".join(item.name for item in (*chain[chain.index(resolved) :], resolved))
-                self.problems.append(mark.problem(f"`extends` goes in a circle: {route}", "remove one of them"))
-                return None
-            text = read_text(path, shown, mark)
-            source = Source("preset", name if built_in else shown, shown, split_lines(text))
-            tree = self.read(path, source, text)
+            text = read_text(path, str(path), mark)
+            return self.read(path, Source("preset", name, str(path), split_lines(text)), text)
         except ConfigError as error:
             self.problems.extend(error.problems)
             return None
-        return self.expand(tree, path.parent, (*chain, resolved))
 
 
 def _without(tree: Node, section: str) -> Node:
@@ -165,7 +182,8 @@ def _without(tree: Node, section: str) -> Node:
 def _exists(name: str) -> bool:
     """Whether `name` is a built-in preset, spelt as its file is (also where the file system ignores case)."""
     axis, _, stem = name.partition("/")
-    return axis in AXES and f"{stem}.yaml" in os.listdir(root() / axis)
+    directory = root() / axis
+    return axis in AXES and directory.is_dir() and f"{stem}.yaml" in os.listdir(directory)
 
 
 def _unknown(name: str, directory: Path) -> tuple[str, str]:
@@ -184,6 +202,6 @@ def _unknown(name: str, directory: Path) -> tuple[str, str]:
     axis = name.partition("/")[0]
     listed = available(axis) if axis in AXES else known
     hint = f"did you mean {close}? " if close else ""
-    if (directory / f"{name}.yaml").is_file():
+    if os.path.isfile(directory / f"{name}.yaml"):
         hint = f"for your own file write {name}.yaml. "
     return f"there is no preset '{name}'", f"{hint}known: {', '.join(listed) or 'none'}"

@@ -19,6 +19,8 @@ _STYLES = {"error": "1;31", "place": "36", "gutter": "2", "caret": "1;31", "reme
 _TOKEN = re.compile(r"\"[^\"]*\"|'[^']*'|\$\{[^}]*\}|[^\s,:\[\]{}]+(?::[^\s,:\[\]{}]+)*")
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 NARROWEST, WIDEST = 40, 120
+MOST = 50
+"""Problems shown; the first ones usually explain the others."""
 
 
 def show(error: PrimusError, stream: TextIO | None = None) -> None:
@@ -43,9 +45,11 @@ def render(error: PrimusError, width: int = 80, color: bool = False) -> str:
         return "\n".join(lines) + "\n"
     lines = [_paint(f"error: {len(problems)} problems", "error", color)]
     indent = len(str(len(problems))) + 2
-    for number, problem in enumerate(problems, 1):
+    for number, problem in enumerate(problems[:MOST], 1):
         head = f"{number}.".ljust(indent)
         lines += ["", *_block(problem, head, indent, width, color)]
+    if len(problems) > MOST:
+        lines += ["", f"... and {len(problems) - MOST} more"]
     return "\n".join(lines) + "\n"
 
 

@@ -23,6 +23,11 @@ _INF = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z")
 _NAN = frozenset({".nan", ".NaN", ".NAN"})
 
 
+def is_text(text: str) -> bool:
+    """Whether `text` can be written as UTF-8; from the command line and the environment come bytes that cannot."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def resolve(text: str) -> Scalar:
     """The value of the plain scalar `text`. Raises ValueError for an integer that does not fit into 64 bits."""
     if text in _NULL:

@@ -6,11 +6,16 @@ from collections.abc import Iterable
 
 from primus.config.keys import keys
 
+LONGEST = 100
+"""Nobody meant a key longer than this, and comparing it would take long."""
+
 
 def closest(word: str, known: Iterable[str], cutoff: float = 0.65) -> str | None:
     """The member of `known` most like `word`, ignoring case and dashes; None when nothing is near."""
     import difflib
 
+    if len(word) > LONGEST:
+        return None
     by_form = {_form(item): item for item in known}
     form = _form(word)
     if form in by_form:
