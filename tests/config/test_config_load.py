@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -306,3 +310,62 @@ def test_problems_point_at_the_line_that_sets_a_key(resolve: Resolve) -> None:
 def test_json_round_trip(resolve: Resolve) -> None:
     experiment = resolve("checkpoint: {async: false}\nenv: {A: 'ü'}\n").experiment
     assert type(experiment).model_validate_json(experiment.model_dump_json(by_alias=True)) == experiment
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A Hugging Face directory, as far as its config.json."""
+    config = {
+        **{
+            "model_type": "llama",
+            "vocab_size": 320,
+            "hidden_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+        },
+        **{"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5},
+    }
+    directory = tmp_path / "weights"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_weights_fill_the_model(write: Write, own_presets: Path, weights: Path) -> None:
+    text = f"{BARE}extends: [hardware/cpu, recipes/base]\nmodel: {{init: weights, max_position_embeddings: 2048}}\n"
+    found = load(write(text))
+    assert (found.experiment.model.hidden_size, found.experiment.model.num_key_value_heads) == (48, 2)
+    assert found.experiment.model.max_position_embeddings == 2048  # a longer context is the user's to choose
+    assert str(found.origins["model.hidden_size"]) == "model weights/config.json"
+    assert str(found.origins["model.max_position_embeddings"]) == "e.yaml:5"
+    assert load(write(BARE + "extends: [hardware/cpu, recipes/base]\n"), ["model.init=weights"]).experiment == (
+        load(write(BARE + "extends: [hardware/cpu, recipes/base]\nmodel: {init: weights}\n")).experiment
+    )
+
+
+def test_an_architecture_that_is_not_the_weights_own_is_refused(write: Write, own_presets: Path, weights: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(
+            write(BARE + "extends: [models/small, hardware/cpu, recipes/base]\nmodel: {init: weights, vocab_size: 7}\n")
+        )
+    said = {item.where.rpartition("/")[2]: item.message for item in caught.value.problems}
+    assert said["e.yaml:5:36"] == "model.vocab_size is 7, but weights has 320"
+    assert "model.hidden_size is 64, but weights has 48" in said.values()  # set by models/small
+
+
+def test_weights_that_are_not_there_are_placed(write: Write, own_presets: Path) -> None:
+    for init in ("nowhere", "./nowhere", "org/nothing"):
+        with pytest.raises(ConfigError) as caught:
+            load(write(f"{BARE}extends: [hardware/cpu, recipes/base]\nmodel: {{init: {init}}}\n"))
+        assert caught.value.problems[0].where == "e.yaml:5:15", init
+
+
+def test_loading_stays_light(write: Write, minimal: str) -> None:
+    """What every start of the program pays for."""
+    code = (
+        f"import sys; from primus.config.load import load; load({write(minimal)!r}); "
+        "print(*({'torch', 'numpy', 'rich', 'click', 'difflib', 'primus.plan.plan'} & sys.modules.keys()))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert found.stdout.strip() == ""

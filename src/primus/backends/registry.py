@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,8 @@ def get(name: str) -> Backend:
     """The backend called `name`. Raises ConfigError when there is none, EnvironmentFault when it fails to import."""
     target = BUILT_IN.get(name) or _installed().get(name)
     if target is None:
+        import difflib
+
         close = difflib.get_close_matches(name, names(), n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
         remedy = f"{hint}installed: {', '.join(names())}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, get_args, get_origin
 
 from primus.config.document import Node
@@ -19,8 +19,8 @@ MOST_GUESSES = 100
 """A guess takes milliseconds; a file of another program may hold thousands of unknown keys."""
 
 
-def describe(tree: Node, found: list[Found]) -> list[Problem]:
-    """A Problem for each place that is wrong in `tree`."""
+def describe(tree: Node, found: list[Found], unread: Collection[str] = ()) -> list[Problem]:
+    """A Problem for each place that is wrong in `tree`, but not for what the sections `unread` lack."""
     problems: list[Problem] = []
     missing: dict[Path, list[str]] = {}
     meant: set[Path] = set()
@@ -44,7 +44,7 @@ def describe(tree: Node, found: list[Found]) -> list[Problem]:
     for path, names in missing.items():
         # a key that is only misspelt has been reported already
         lacking = [name for name in names if (*path, name) not in meant]
-        if lacking:
+        if lacking and dotted(path) not in unread:
             problems += _missing(tree, path, lacking)
     return problems
 

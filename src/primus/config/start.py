@@ -30,7 +30,8 @@ def start_from_model(tree: Node) -> tuple[Node, list[Problem]]:
 
     try:
         fields = huggingface.model_fields(init.node.value)
-    except huggingface.NotFetched:
+    except huggingface.NotFetched as error:
+        error.problems = tuple(init.node.mark.problem(item.message, item.remedy) for item in error.problems)
         raise
     except ConfigError as error:
         at_init = init.node.mark

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
@@ -50,8 +51,11 @@ def _plain_map(entries: dict[str, Any], kinds: list[Any]) -> dict[str, Any]:
     return {name: entry.node.plain() for name, entry in entries.items()}
 
 
-def validate(tree: Node, natives: dict[str, Any]) -> tuple[Experiment | None, list[Problem]]:
-    """The experiment of `tree` (without native sections, which are `natives`), or what is wrong with it."""
+def validate(
+    tree: Node, natives: dict[str, Any], unread: Collection[str] = ()
+) -> tuple[Experiment | None, list[Problem]]:
+    """The experiment of `tree` (without native sections, which are `natives`), or what is wrong with it. `unread`:
+    sections of which a part could not be read, so that what they lack is no mistake of its own."""
     data = plain(tree, Experiment)
     problems: list[Problem] = []
     if "native" in data:
@@ -67,7 +71,7 @@ def validate(tree: Node, natives: dict[str, Any]) -> tuple[Experiment | None, li
         found = [
             locate(tree, item["loc"], item["type"]) for item in error.errors(include_url=False, include_context=False)
         ]
-        return None, problems + describe(tree, found)
+        return None, problems + describe(tree, found, unread)
     return (None if problems else experiment), problems
 
 
