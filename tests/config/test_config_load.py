@@ -132,9 +132,12 @@ def test_two_presets_of_an_axis_in_one_list_are_refused(write: Write, own_preset
 )
 def test_unknown_presets(write: Write, own_presets: Path, name: str, remedy: str) -> None:
     write("optimizer: {lr: 1e-3}\n", "base.yaml")
+    axes = [axis for axis in ("models/small", "hardware/cpu") if axis[:4] != remedy.removeprefix("did you mean ")[:4]]
+    rest = "".join(f"  - {axis}\n" for axis in axes) + "optimizer: {lr: 1}\n"
     with pytest.raises(ConfigError) as caught:
-        load(write(BARE + f"extends:\n  - {name}\n"))
+        load(write(BARE + f"extends:\n  - {name}\n{rest}"))
     about = next(item for item in caught.value.problems if name in item.message)
+    assert len(caught.value.problems) == 1 or ".." in name, "what the preset would have set is not missed as well"
     assert about.where == "e.yaml:5:5"
     assert remedy in about.remedy
 

@@ -43,8 +43,8 @@ def describe(tree: Node, found: list[Found], unread: Collection[str] = ()) -> li
         problems.append(problem)
     for path, names in missing.items():
         # a key that is only misspelt has been reported already
-        lacking = [name for name in names if (*path, name) not in meant]
-        if lacking and dotted(path) not in unread:
+        lacking = [name for name in names if (*path, name) not in meant and str((*path, name)[0]) not in unread]
+        if lacking:
             problems += _missing(tree, path, lacking)
     return problems
 

@@ -89,7 +89,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), environment: Mapping[s
     portable, sections = native.split(tree)
     natives, native_problems = native.check(sections)
     portable, start_problems = start_from_model(portable)
-    experiment, found = validate.validate(portable, natives, ["model"] if start_problems else [])
+    experiment, found = validate.validate(portable, natives, loader.unread | ({"model"} if start_problems else set()))
     found += start_problems + native_problems
     if experiment is not None:
         found += check(experiment, portable)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from primus.config.document import Node, parse
+from primus.config.experiment import Experiment
 from primus.config.interpolate import interpolate
 from primus.config.merge import merge
 from primus.config.source import Mark, Source, split_lines
@@ -84,6 +85,8 @@ class Loader:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = environment
         self.problems: list[Problem] = []
+        self.unread: set[str] = set()
+        """Sections that a preset which could not be read may have filled."""
         self.read_already: dict[Path, Node | None] = {}
         self.expanded: dict[Path, Node] = {}
 
@@ -115,10 +118,11 @@ class Loader:
             axes: dict[str, str] = {}
             for name, mark in self._names(group) if group else ():
                 preset = self._preset(name, mark, directory, chain)
-                if preset is None:
-                    continue
                 axis = name.partition("/")[0]
                 section = SECTION_OF_AXIS.get(axis)
+                if preset is None:
+                    self.unread.update([section] if section else Experiment.model_fields)
+                    continue
                 if section and axis in axes:
                     self.problems.append(mark.problem(f"two presets of {axis}: {axes[axis]} and {name}", "keep one"))
                 axes[axis] = name
@@ -147,7 +151,7 @@ class Loader:
         if built_in and not _exists(name):
             self.problems.append(mark.problem(*_unknown(name, directory)))
             return None
-        path = root() / f"{name}.yaml" if built_in else directory / Path(name).expanduser()
+        path = root() / f"{name}.yaml" if built_in else directory / os.path.expanduser(name)
         if path not in self.read_already:
             self.read_already[path] = self._read_preset(name if built_in else str(path), path, mark)
         tree = self.read_already[path]
@@ -201,7 +205,7 @@ def _unknown(name: str, directory: Path) -> tuple[str, str]:
         close = lowered[near[0]] if near else tails[near_tail[0]] if near_tail else None
     axis = name.partition("/")[0]
     listed = available(axis) if axis in AXES else known
-    hint = f"did you mean {close}? " if close else ""
+    remedy = f"did you mean {close}?" if close else f"known: {', '.join(listed) or 'none'}"
     if os.path.isfile(directory / f"{name}.yaml"):
-        hint = f"for your own file write {name}.yaml. "
-    return f"there is no preset '{name}'", f"{hint}known: {', '.join(listed) or 'none'}"
+        remedy = f"for your own file write {name}.yaml"
+    return f"there is no preset '{name}'", remedy
