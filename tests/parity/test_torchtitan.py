@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,17 @@ def references(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.mark.parametrize("case", [*ONE, *TWO])
-def test_losses_equal_the_plain_loop(case: str, ran: dict[str, Ran], references: dict[str, reference.Trained]) -> None:
+def test_losses_equal_the_plain_loop(
+    case: str,
+    ran: dict[str, Ran],
+    references: dict[str, reference.Trained],
+    record_property: Callable[[str, object], None],
+) -> None:
     expected = references[{**ONE, **TWO}[case][0]]
     found = ran[case].ended()
     assert list(found.losses) == list(expected.losses)
     differences = {step: abs(loss - expected.losses[step]) for step, loss in found.losses.items()}
-    print(f"{case}: largest loss difference {max(differences.values()):.1e}")
+    record_property("largest loss difference", max(differences.values()))
     assert max(differences.values()) <= TOLERANCE, differences
     assert found.norms == pytest.approx(expected.norms, rel=1e-4)
     assert expected.losses[10] < expected.losses[1] - 0.3, "the model learns, so that equal losses mean something"

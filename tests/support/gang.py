@@ -9,6 +9,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,12 +29,15 @@ SOURCES = Path(__file__).parents[2] / "src"
 
 @dataclass(frozen=True)
 class Case:
-    """One run. stop: (rank, step) at which that rank is asked to stop. prepare: files to damage before the run."""
+    """One run. stop: (rank, n): that rank is asked to stop while it makes its n-th step. before: what rank 0 does to
+    files first, see ``_prepare``. file_limit: largest file in bytes that the processes may write, as on a full disk."""
 
     name: str
     plan: Plan
     stop: tuple[int, int] | None = None
     attempt: int = 1
+    before: tuple[tuple[str, ...], ...] = ()
+    file_limit: int | None = None
 
 
 @dataclass
@@ -55,7 +61,8 @@ class Ran:
 
     def ended(self) -> Ran:
         """Itself, after making sure that it ended as a run should."""
-        assert self.result is not None and not any(self.errors), "\n".join(self.errors)
+        assert not any(self.errors), "\n".join(self.errors)
+        assert self.result is not None
         return self
 
 
@@ -70,17 +77,17 @@ def run_gang(cases: Sequence[Case], world: int, directory: Path, timeout: float 
     """Run `cases` in order in `world` processes; their output is in DIRECTORY/rank-R.log."""
     directory.mkdir(parents=True, exist_ok=True)
     spec = directory / "spec.json"
-    entries = [
-        {"name": case.name, "plan": case.plan.to_json(), "stop": case.stop, "attempt": case.attempt, "port": free_port()}
-        for case in cases
-    ]
+    entries = [{**vars(case), "plan": case.plan.to_json(), "port": free_port()} for case in cases]
     spec.write_text(json.dumps(entries), encoding="utf-8")
     processes = []
     for rank in range(world):
         with (directory / f"rank-{rank}.log").open("w", encoding="utf-8") as log:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, __file__, str(spec)], env=environment(rank, world), stdout=log, stderr=subprocess.STDOUT
+                    [sys.executable, __file__, str(spec)],
+                    env=environment(rank, world),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
                 )
             )
     try:
@@ -150,12 +157,38 @@ def _run_case(entry: dict[str, Any]) -> dict[str, Any]:
         stop_requested=stop_requested,
     )
     result, error = None, ""
+    if rank == 0:
+        for action in entry["before"]:
+            _prepare(*action)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if entry["file_limit"]:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (entry["file_limit"], unlimited[1]))
     try:
         result = asdict(TorchTitanBackend().run(plan, session))
     except Exception as failure:  # noqa: BLE001 - the test looks at it
         error = "".join(traceback.format_exception(failure))
-        print(error, flush=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    print(f"== {entry['name']}: {result} {error}", flush=True)  # noqa: T201 - into the log of the rank
     return {"result": result, "error": error, "events": events}
+
+
+def _prepare(action: str, path: str, source: str = "") -> None:
+    """copy: a run's checkpoints, from `source`; flip: one bit in the middle of a file; halve: cut a file; remove."""
+    target = Path(path)
+    if action == "copy":
+        shutil.copytree(Path(source) / "checkpoints", target / "checkpoints")
+    elif action == "flip":
+        content = bytearray(target.read_bytes())
+        content[len(content) // 2] ^= 1
+        target.write_bytes(content)
+    elif action == "halve":
+        target.write_bytes(target.read_bytes()[: target.stat().st_size // 2])
+    elif action == "remove":
+        shutil.rmtree(target)
+    else:
+        raise ValueError(action)
 
 
 def main(spec: Path) -> None:

@@ -76,14 +76,15 @@ def random_model(plan: Plan) -> torch.nn.Module:
 def config(plan: Plan) -> PretrainedConfig:
     model = plan.experiment.model
     kinds = {"llama": LlamaConfig, "qwen3": Qwen3Config}
-    names = (
-        "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
-        "max_position_embeddings rms_norm_eps tie_word_embeddings"
-    ).split()
+    names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
+    names += ["intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"]
     values = {name: getattr(model, name) for name in names}
     if model.head_dim:
         values["head_dim"] = model.head_dim
     # no token is special here: an id of padding would freeze its embedding
     return kinds[model.model_type](
-        **values, rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta}, pad_token_id=None, dtype="float32"
+        **values,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+        pad_token_id=None,
+        dtype="float32",
     )

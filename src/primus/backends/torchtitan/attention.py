@@ -1,4 +1,4 @@
-"""FlexAttention where its backward does not run: dense masked attention, put in place through TorchTitan's ``@override``."""
+"""FlexAttention where its backward does not run: dense masked attention, put in place by TorchTitan's ``@override``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ OVERRIDE = f"{__name__}.masked_attention"
 
 
 class MaskedAttention(FlexAttention):
-    """FlexAttention's interface on dense scaled-dot-product attention with a boolean mask: FlexAttention has no backward
-    on a CPU. Memory grows with the square of the sequence length, as it does for any eager attention."""
+    """FlexAttention's interface on dense scaled-dot-product attention with a boolean mask: FlexAttention has no
+    backward on a CPU. Memory grows with the square of the sequence length, as it does for any eager attention."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(FlexAttention.Config):
@@ -24,9 +24,9 @@ class MaskedAttention(FlexAttention):
 
     def forward(  # type: ignore[no-untyped-def]
         self,
-        q_BLNH,  # noqa: N803
-        k_BLNH,  # noqa: N803
-        v_BLNH,  # noqa: N803
+        q_BLNH,
+        k_BLNH,
+        v_BLNH,
         *,
         attention_masks,
         score_mod=None,
@@ -43,7 +43,7 @@ class MaskedAttention(FlexAttention):
         if out_transform is None:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=enable_gqa)
             return out.transpose(1, 2)
-        # gpt_oss rescales the output by the scores' log-sum-exp (its attention sinks), which fused kernels do not return.
+        # gpt_oss rescales the output by the scores' log-sum-exp (its sinks), which fused kernels do not return.
         if k.shape[1] != q.shape[1]:
             repeats = q.shape[1] // k.shape[1]
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
@@ -59,7 +59,12 @@ def dense_mask(block_mask: BlockMask, queries: int, keys: int) -> torch.Tensor:
     cached: torch.Tensor | None = getattr(block_mask, "primus_dense", None)
     if cached is None or cached.shape[-2:] != (queries, keys):
         cached = create_mask(
-            block_mask.mask_mod, block_mask.shape[0], block_mask.shape[1], queries, keys, device=block_mask.kv_indices.device
+            block_mask.mask_mod,
+            block_mask.shape[0],
+            block_mask.shape[1],
+            queries,
+            keys,
+            device=block_mask.kv_indices.device,
         )
         block_mask.primus_dense = cached  # type: ignore[attr-defined]
     return cached

@@ -57,7 +57,9 @@ class TorchTitanBackend:
 @cache
 def _schema() -> NativeSchema:
     snapshot = json.loads((files(__package__) / "native_schema.json").read_text(encoding="utf-8"))
-    keys = {name: NativeKey(**{**key, "choices": tuple(key.get("choices", ()))}) for name, key in snapshot["keys"].items()}
+    keys = {
+        name: NativeKey(**{**key, "choices": tuple(key.get("choices", ()))}) for name, key in snapshot["keys"].items()
+    }
     return NativeSchema(snapshot["engine"], keys)
 
 

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torchtitan.components.checkpointer.base import BaseCheckpointManager, ModelWrapper
 
 from primus.backends.base import Session
@@ -35,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a save ended, the same on every rank. bytes 0 and a message: it failed, and what was there before still is."""
+    """How a save ended, the same on every rank. With a message it failed, and what was there before still is."""
 
     step: int
     bytes: int
@@ -59,7 +61,8 @@ class Checkpoints(BaseCheckpointManager):
         optimizers: Optimizers,
         **_: Any,
     ) -> None:
-        assert config._plan is not None and config._session is not None
+        assert config._plan is not None
+        assert config._session is not None
         self.enable = config.enable
         self.save_future = None
         self.plan, self.session = config._plan, config._session
@@ -138,7 +141,9 @@ class Checkpoints(BaseCheckpointManager):
         if self.session.rank != 0:
             return
         if outcome.message:
-            message = f"the checkpoint of step {outcome.step} was not saved: {outcome.message}; the last complete one is kept"
+            message = (
+                f"the checkpoint of step {outcome.step} was not saved: {outcome.message}; the last complete one is kept"
+            )
             self.session.emit(Notice(message=message, step=outcome.step))
             return
         directory = store.directory_of(self.session.run_directory, outcome.step)
@@ -170,7 +175,7 @@ class Checkpoints(BaseCheckpointManager):
         try:
             self._on_first_rank(lambda: store.begin(self.session.run_directory, step))
             writer = HashingWriter(directory)
-            dcp.save(state, storage_writer=writer, process_group=self._group)
+            save(state, storage_writer=writer, process_group=self._group)
             digests = self._gather(writer.digests)
             size = self._on_first_rank(lambda: self._seal(step, consumed_samples, digests))
         except (CheckpointException, PrimusError) as error:
@@ -210,19 +215,23 @@ class Checkpoints(BaseCheckpointManager):
         for entry in self._on_first_rank(lambda: store.entries(self.session.run_directory)):
             if entry.state == "partial":
                 continue
-            found = list(entry.problems) or self._damage(entry.info)
+            found = list(entry.problems)
+            if entry.info is not None and not found:
+                found = self._damage(entry.info)
             if found:
                 problems += found
                 if self.session.rank == 0:
                     reasons = "; ".join(map(str, found[:3]))
-                    self.session.emit(Notice(message=f"the checkpoint of step {entry.step} is damaged and skipped: {reasons}"))
+                    self.session.emit(
+                        Notice(message=f"the checkpoint of step {entry.step} is damaged and skipped: {reasons}")
+                    )
                 continue
-            info: CheckpointInfo = entry.info
-            different = store.compare_model(info, self._architecture)
+            assert entry.info is not None
+            different = store.compare_model(entry.info, self._architecture)
             if different:
                 raise CheckpointError(problems=different)
-            self._load_from(info)
-            return info
+            self._load_from(entry.info)
+            return entry.info
         if problems:
             raise CheckpointError(
                 problems=[
@@ -256,7 +265,7 @@ class Checkpoints(BaseCheckpointManager):
     def _load_from(self, info: CheckpointInfo) -> None:
         state = self._state()
         try:
-            dcp.load(state, storage_reader=dcp.FileSystemReader(info.directory), process_group=self._group)
+            load(state, storage_reader=FileSystemReader(info.directory), process_group=self._group)
         except CheckpointException as error:
             raise CheckpointError(
                 f"cannot be loaded: {_cause(error)}",

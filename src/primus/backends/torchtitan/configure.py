@@ -84,7 +84,7 @@ def trainer_config(plan: Plan, session: Session) -> PrimusTrainer.Config:
         debug=DebugConfig(**native["debug"]),
         override=OverrideConfig(**native["override"]),
         profiler=Profiler.Config(**native["profiler"]),
-        activation_checkpoint=None if mode == "none" else RECOMPUTE[mode](**recompute),  # type: ignore[arg-type]
+        activation_checkpoint=None if mode == "none" else RECOMPUTE[mode](**recompute),
         metrics=MetricsProcessor.Config(disable_color_printing=True),
         validator=Validator.Config(enable=False),
         tokenizer=NoTokenizer.Config(),

@@ -38,7 +38,9 @@ class Evaluation:
         loss, tokens = 0.0, 0
         for index in range(self._loader.batches):
             for inputs, labels in trainer._passes(list(self._loader.step(index))):
-                loss += float(self._pipeline(inputs, labels) if isinstance(labels, list) else self._forward(inputs, labels))
+                loss += float(
+                    self._pipeline(inputs, labels) if isinstance(labels, list) else self._forward(inputs, labels)
+                )
                 every = labels if isinstance(labels, list) else [labels]
                 tokens += sum(int((part != IGNORE_INDEX).sum()) for part in every)
         for part in trainer.model_parts:

@@ -2,8 +2,8 @@
 
     python -m primus.backends.torchtitan.generate_schema
 
-Run after a change of TorchTitan's version or of the tables here; a test fails while the snapshot is stale. Every field of
-the listed dataclasses is either in the snapshot or in OMITTED with the reason.
+Run after a change of TorchTitan's version or of the tables here; a test fails while the snapshot is stale. Every
+field of the listed dataclasses is either in the snapshot or in OMITTED with the reason.
 """
 
 from __future__ import annotations
@@ -253,4 +253,3 @@ def text() -> str:
 
 if __name__ == "__main__":
     SNAPSHOT.write_text(text(), encoding="utf-8")
-    print(f"wrote {SNAPSHOT} with {len(json.loads(SNAPSHOT.read_text(encoding='utf-8'))['keys'])} keys")

@@ -46,7 +46,9 @@ class Meter:
         mine = [local if self._counts else 0.0, float(self._peak_memory()), float(self._session.stop_requested())]
         world = self._everyone(mine)
         return Readings(
-            loss=math.fsum(row[0] for row in world) if all(math.isfinite(row[0]) for row in world) else sum(r[0] for r in world),
+            loss=math.fsum(row[0] for row in world)
+            if all(math.isfinite(row[0]) for row in world)
+            else sum(r[0] for r in world),
             grad_norm=norm,
             memory_bytes=int(max(row[1] for row in world)),
             unfinite_ranks=tuple(rank for rank, row in enumerate(world) if not math.isfinite(row[0])),

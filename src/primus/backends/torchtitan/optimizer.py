@@ -57,11 +57,7 @@ class Optimizers(OptimizersContainer[torch.optim.AdamW]):
 
     def state_dict(self) -> dict[str, Any]:
         """``optimizer.NAME.exp_avg`` and ``optimizer.NAME.exp_avg_sq`` of every parameter, as live tensors."""
-        return {
-            f"optimizer.{name}.{moment}": state[moment]
-            for name, state in self._states()
-            for moment in MOMENTS
-        }
+        return {f"optimizer.{name}.{moment}": state[moment] for name, state in self._states() for moment in MOMENTS}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, state in self._states():
@@ -101,11 +97,11 @@ def adamw(settings: Settings, implementation: str) -> Optimizers.Config:
         "weight_decay": settings.weight_decay,
     }
     group = ParamGroupConfig(pattern=".*", optimizer_name="AdamW", optimizer_kwargs=options)
-    return Optimizers.Config(param_groups=[group], implementation=implementation)  # type: ignore[arg-type]
+    return Optimizers.Config(param_groups=[group], implementation=implementation)
 
 
 class Schedule(LRSchedulersContainer):
-    """The shared learning-rate function behind TorchTitan's interface. It has no state: `at` is a function of the step."""
+    """The shared learning-rate function behind TorchTitan's interface. It has no state."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(LRSchedulersContainer.Config):
@@ -113,18 +109,19 @@ class Schedule(LRSchedulersContainer):
         _decay_steps: int = 1
 
         def build(self, *, optimizers: OptimizersContainer[Any], training_steps: int) -> Schedule:
-            assert self._settings is not None and isinstance(optimizers, Optimizers)
+            assert self._settings is not None
+            assert isinstance(optimizers, Optimizers)
             return Schedule(optimizers, self._settings, self._decay_steps)
 
     def __init__(self, optimizers: Optimizers, settings: Settings, decay_steps: int) -> None:
-        self.schedulers = []
+        self.schedulers: list[Any] = []
         self._optimizers = optimizers
         self._settings = settings
         self._decay_steps = decay_steps
         self.apply(0)
 
     def apply(self, step: int) -> float:
-        """Set and return the learning rate of the update that makes step `step` + 1, i.e. of step index `step` from 0."""
+        """Set and return the learning rate of step `step`, counted from 0."""
         self._lr = learning_rate(step, self._settings, self._decay_steps)
         self._optimizers.set_lr(self._lr)
         return self._lr

@@ -1,8 +1,9 @@
 """The declared changes to TorchTitan's and PyTorch's code: what, why, and when each may go.
 
-Everything else extends TorchTitan through its own seams (configs, subclasses, ``@override``). A plan lists the patches of
-its device; ``apply`` makes them before any other TorchTitan module is imported and verifies every one. A patch whose
-reason is absent on this machine (a newer torch, an installed triton) is left out; one whose target is missing is an error.
+Everything else extends TorchTitan through its own seams (configs, subclasses, ``@override``). A plan lists the patches
+of its device; ``apply`` makes them before any other TorchTitan module is imported and verifies every one. A patch whose
+reason is absent on this machine (a newer torch, an installed triton) is left out; one whose target is missing is an
+error.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _kernels_import() -> bool:
 
 
 def _use_cpu() -> None:
-    import torchtitan.tools.utils as utils
+    from torchtitan.tools import utils
 
     from primus.backends.torchtitan.platform import CpuDevice
 
@@ -70,8 +71,8 @@ def _use_cpu() -> None:
 
 
 def _cpu_in_use() -> bool:
-    import torchtitan.tools.utils as utils
     from torchtitan.distributed import utils as importer
+    from torchtitan.tools import utils
 
     return utils.device_type == "cpu" == importer.device_type
 
@@ -90,8 +91,8 @@ def _add_set_timeout() -> None:
 
 
 def _eager_block_mask() -> None:
-    import torchtitan.models.common.attention as attention
     from torch.nn.attention.flex_attention import create_block_mask
+    from torchtitan.models.common import attention
 
     if not hasattr(attention, "_compiled_create_block_mask"):
         raise AttributeError("torchtitan.models.common.attention has no _compiled_create_block_mask")
@@ -99,8 +100,8 @@ def _eager_block_mask() -> None:
 
 
 def _block_mask_is_eager() -> bool:
-    import torchtitan.models.common.attention as attention
     from torch.nn.attention.flex_attention import create_block_mask
+    from torchtitan.models.common import attention
 
     return attention._compiled_create_block_mask is create_block_mask
 
@@ -170,13 +171,15 @@ def for_device(device: str) -> tuple[Patch, ...]:
 
 
 def apply(patches: Sequence[Patch]) -> None:
-    """Make the `patches` of a plan in this process and verify each. Raises EnvironmentFault for one that does not apply."""
+    """Make the `patches` of a plan in this process and verify each; raises EnvironmentFault for one that fails."""
     mends = {mend.patch: mend for mend in MENDS}
     for patch in patches:
         mend = mends.get(patch)
         if mend is None:
             raise EnvironmentFault(
-                "this version of Primus has no such patch", where=patch.target, remedy="plan the run again with this version"
+                "this version of Primus has no such patch",
+                where=patch.target,
+                remedy="plan the run again with this version",
             )
         if not mend.needed():
             continue

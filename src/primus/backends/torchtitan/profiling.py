@@ -38,4 +38,6 @@ class Profiling:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._profile.export_chrome_trace(str(path))
         self._profile = None
-        self._session.emit(Notice(message=f"profile of steps {first} to {last} on rank {self._session.rank}: {path}", step=step))
+        self._session.emit(
+            Notice(message=f"profile of steps {first} to {last} on rank {self._session.rank}: {path}", step=step)
+        )

@@ -49,4 +49,4 @@ class Staging:
         if not isinstance(value, DTensor):
             return buffer
         # from_local would move the buffer to the mesh's device
-        return DTensor(buffer, value._spec, requires_grad=False)
+        return DTensor(buffer, value._spec, requires_grad=False)  # type: ignore[no-untyped-call]

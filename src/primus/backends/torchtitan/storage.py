@@ -1,4 +1,4 @@
-"""Writing the files of a distributed checkpoint: hashed on the way, on the disk when done, readable by torch's own reader."""
+"""Writing the files of a distributed checkpoint: hashed on the way, on the disk when done, as torch reads them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any, BinaryIO
 
 import torch
 import xxhash
-from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, _StorageInfo
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
@@ -30,6 +29,8 @@ class HashedFile(io.RawIOBase):
         self._file: BinaryIO = path.open("wb", buffering=0)
         self._digest = xxhash.xxh3_128()
         self.size = 0
+        self.failure: OSError | None = None
+        """Why a write failed: torch.save itself reports only that something did."""
 
     def writable(self) -> bool:
         return True
@@ -38,8 +39,12 @@ class HashedFile(io.RawIOBase):
         view = memoryview(data).cast("B")
         self._digest.update(view)
         done = 0
-        while done < len(view):  # an unbuffered write may stop short
-            done += self._file.write(view[done:]) or 0
+        try:
+            while done < len(view):  # an unbuffered write may stop short
+                done += self._file.write(view[done:]) or 0
+        except OSError as error:
+            self.failure = error
+            raise
         self.size += done
         return done
 
@@ -82,10 +87,15 @@ class HashingWriter(FileSystemWriter):
             for item in items:
                 start = file.size
                 data = planner.resolve_data(item)
-                if isinstance(data, torch.Tensor):
-                    torch.save(_alone(data), file)
-                else:
-                    file.write(data.getbuffer())
+                try:
+                    if isinstance(data, torch.Tensor):
+                        torch.save(_alone(data), file)  # type: ignore[arg-type]
+                    else:
+                        file.write(data.getbuffer())
+                except RuntimeError:
+                    if file.failure is not None:
+                        raise file.failure from None
+                    raise
                 length = file.size - start
                 results.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))
             self.digests[name] = file.finish()

@@ -30,8 +30,8 @@ from primus.plan.plan import Plan
 
 
 class PrimusTrainer(Trainer):
-    """One rank of a run. Built by its Config, which builds model, optimizer and meshes as TorchTitan does; ``train_run``
-    then starts or resumes, and trains to the last step or until a stop is asked for."""
+    """One rank of a run. Its Config builds model, optimizer and meshes as TorchTitan does; ``train_run`` then starts
+    or resumes, and trains to the last step or until a stop is asked for."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(Trainer.Config):
@@ -50,7 +50,8 @@ class PrimusTrainer(Trainer):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        assert config._plan is not None and config._session is not None
+        assert config._plan is not None
+        assert config._session is not None
         self.plan, self.session = config._plan, config._session
         if self.device.type == "cpu":
             # gloo has no scaled sum, which FSDP would use to divide gradients; the loss is divided already
@@ -189,7 +190,7 @@ class PrimusTrainer(Trainer):
     def run_pipeline(
         self, run: Any, inputs: list[dict[str, torch.Tensor]], labels: list[torch.Tensor], **options: Any
     ) -> torch.Tensor:
-        """Call a schedule's ``step`` or ``eval`` (`run`) with the interface of released torch versions: the whole batch,
+        """Call a schedule's ``step`` or ``eval`` (`run`) as released torch versions want it: with the whole batch,
         which the schedule cuts into microbatches again. Returns the summed loss, 0 where there is none."""
         batch = {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
         tokens, targets, kwargs = self.post_dataloading_process(batch, torch.cat(labels))
@@ -208,8 +209,8 @@ class PrimusTrainer(Trainer):
     def _refuse(self, loss: float, grad_norm: float, ranks: tuple[int, ...]) -> None:
         """Stop before the update. The checkpoints on the disk are from finite steps."""
         self.checkpointer.finish()
-        what = f"the loss is {loss}" if ranks else f"the gradient norm is {grad_norm}"
-        which = f" on rank {', '.join(map(str, ranks))}" if ranks else " on every rank"
+        what = f"the loss is {loss}" if ranks else f"the loss is {loss}, but the gradient norm is {grad_norm}"
+        which = f" on rank {', '.join(map(str, ranks))}" if ranks else " (one norm for all ranks)"
         kept = self.checkpointer.saved_step
         raise TrainingError(
             f"{what} at step {self.step}{which}; no weight was updated with it",

@@ -132,9 +132,7 @@ def _precision(experiment: Experiment) -> list[Problem]:
     hardware = experiment.hardware
     if experiment.precision != "fp8" or not hardware.peak_tflops or "fp8" in hardware.peak_tflops:
         return []
-    return [
-        Problem("precision", f"{hardware.name} has no fp8 arithmetic", "bf16; fp8 needs MI300X, H100 or newer")
-    ]
+    return [Problem("precision", f"{hardware.name} has no fp8 arithmetic", "bf16; fp8 needs MI300X, H100 or newer")]
 
 
 def _sequence(experiment: Experiment, topology: Topology, data: PlannedData) -> list[Problem]:
@@ -166,22 +164,43 @@ def _pipeline(experiment: Experiment, topology: Topology) -> list[Problem]:
     problems = []
     if ranks == 1:
         keys = "parallel.virtual_pipeline" if virtual > 1 else "parallel.schedule"
-        return [Problem(keys, f"there is one pipeline stage, so {keys} would do nothing", "parallel.pipeline: 2 or more, or remove it")]
+        return [
+            Problem(
+                keys,
+                f"there is one pipeline stage, so {keys} would do nothing",
+                "parallel.pipeline: 2 or more, or remove it",
+            )
+        ]
     if virtual > 1 and name != "interleaved_1f1b":
         problems.append(
-            Problem("parallel.schedule", f"{name} runs one stage a rank, not {virtual}", "parallel.schedule: interleaved_1f1b")
+            Problem(
+                "parallel.schedule",
+                f"{name} runs one stage a rank, not {virtual}",
+                "parallel.schedule: interleaved_1f1b",
+            )
         )
     if virtual == 1 and name == "interleaved_1f1b":
         problems.append(
-            Problem("parallel.virtual_pipeline", "interleaved_1f1b needs two or more stages a rank", "parallel.virtual_pipeline: 2")
+            Problem(
+                "parallel.virtual_pipeline",
+                "interleaved_1f1b needs two or more stages a rank",
+                "parallel.virtual_pipeline: 2",
+            )
         )
     if ranks * virtual > layers:
         problems.append(
-            Problem("parallel.pipeline", f"{ranks} x {virtual} stages are more than the model's {layers} layers", "fewer stages")
+            Problem(
+                "parallel.pipeline",
+                f"{ranks} x {virtual} stages are more than the model's {layers} layers",
+                "fewer stages",
+            )
         )
-    batch = f"train.global_batch_size: {ranks * topology.micro_batch_size * topology.data_parallel} or more, or a smaller micro batch"
+    least = ranks * topology.micro_batch_size * topology.data_parallel
+    batch = f"train.global_batch_size: {least} or more, or a smaller micro batch"
     if name == "1f1b" and microbatches < ranks:
-        problems.append(Problem("parallel.pipeline", f"1f1b needs at least {ranks} microbatches a step, not {microbatches}", batch))
+        problems.append(
+            Problem("parallel.pipeline", f"1f1b needs at least {ranks} microbatches a step, not {microbatches}", batch)
+        )
     rounds = max(1, microbatches // ranks)
     if name == "interleaved_1f1b" and (microbatches % rounds or microbatches < ranks):
         message = f"interleaved_1f1b works in rounds of {ranks} microbatches, and {microbatches} are not whole rounds"
@@ -196,11 +215,15 @@ def _profile(experiment: Experiment, topology: Topology) -> list[Problem]:
     problems = []
     first, last = profile.steps
     if last < first:
-        problems.append(Problem("profile.steps", f"the last step, {last}, comes before the first, {first}", f"[{last}, {first}]"))
+        problems.append(
+            Problem("profile.steps", f"the last step, {last}, comes before the first, {first}", f"[{last}, {first}]")
+        )
     absent = [rank for rank in profile.ranks if rank >= topology.world_size]
     if absent:
         listed = ", ".join(map(str, absent))
-        problems.append(Problem("profile.ranks", f"no rank {listed} among {topology.world_size}", f"0 to {topology.world_size - 1}"))
+        problems.append(
+            Problem("profile.ranks", f"no rank {listed} among {topology.world_size}", f"0 to {topology.world_size - 1}")
+        )
     return problems
 
 
@@ -217,7 +240,11 @@ def _native(experiment: Experiment, own: dict[str, Any]) -> list[Problem]:
         )
     elif recompute and experiment.recompute == "none" and "memory_budget" not in recompute:
         problems.append(
-            Problem("torchtitan.activation_checkpoint", "nothing is recomputed, so these keys would do nothing", "recompute: selective")
+            Problem(
+                "torchtitan.activation_checkpoint",
+                "nothing is recomputed, so these keys would do nothing",
+                "recompute: selective",
+            )
         )
     if own.get("float8") and experiment.precision != "fp8":
         problems.append(Problem("torchtitan.float8", f"the precision is {experiment.precision}", "precision: fp8"))

@@ -12,7 +12,7 @@ from primus.plan.plan import Plan
 
 
 def run(plan: Plan, session: Session) -> Result:
-    """Train this rank's part of `plan`. Raises EnvironmentFault before step 0 when engine or devices are not as planned."""
+    """Train this rank's part of `plan`. Raises EnvironmentFault when engine or devices are not as planned."""
     _check_engine(plan)
     from primus.backends.torchtitan import patches
 
@@ -33,7 +33,8 @@ def run(plan: Plan, session: Session) -> Result:
     trainer = None
     try:
         trainer = trainer_config(plan, session).build()
-        return trainer.train_run()
+        result: Result = trainer.train_run()
+        return result
     finally:
         if trainer is not None:
             trainer.close()
@@ -51,7 +52,9 @@ def _check_engine(plan: Plan) -> None:
         if found.split("+")[0] != planned:
             problems.append(Problem(package, f"the plan is for {planned}, this interpreter has {found}"))
     if problems:
-        problems[-1] = Problem(problems[-1].where, problems[-1].message, "use the locked environment: `primus-cli env create torch`")
+        problems[-1] = Problem(
+            problems[-1].where, problems[-1].message, "use the locked environment: `primus-cli env create torch`"
+        )
         raise EnvironmentFault(problems=problems)
 
 
@@ -64,13 +67,21 @@ def _check_devices(plan: Plan, session: Session) -> None:
         return
     remedy = "extend the hardware preset of this machine, or choose another node"
     if not torch.cuda.is_available():
-        raise EnvironmentFault(f"the plan is for {hardware.name}, but torch sees no accelerator", where=node, remedy=remedy)
+        raise EnvironmentFault(
+            f"the plan is for {hardware.name}, but torch sees no accelerator", where=node, remedy=remedy
+        )
     kind = "rocm" if torch.version.hip is not None else "cuda"
     if kind != hardware.device:
-        raise EnvironmentFault(f"the plan is for {hardware.device}, but this torch is built for {kind}", where=node, remedy=remedy)
+        raise EnvironmentFault(
+            f"the plan is for {hardware.device}, but this torch is built for {kind}", where=node, remedy=remedy
+        )
     count, needed = torch.cuda.device_count(), plan.topology.nproc_per_node
     if count < needed and count != 1:  # a launcher may show each process its own device only
-        raise EnvironmentFault(f"the plan needs {needed} devices on a node, torch sees {count}", where=node, remedy=remedy)
+        raise EnvironmentFault(
+            f"the plan needs {needed} devices on a node, torch sees {count}", where=node, remedy=remedy
+        )
     name = torch.cuda.get_device_name(session.local_rank if count > 1 else 0)
     if session.local_rank == 0 and hardware.name.lower() not in name.lower():
-        session.emit(Notice(message=f"the plan is for {hardware.name}; {node} has {name}, so memory and MFU figures may mislead"))
+        session.emit(
+            Notice(message=f"the plan is for {hardware.name}; {node} has {name}, so memory and MFU figures may mislead")
+        )

@@ -19,9 +19,9 @@ from torchtitan.models.gpt_oss.moe import GptOssGroupedExperts, ScaleBiasForward
 # Shapes: R routed tokens, sorted by expert; D model width; F expert width; E local experts.
 
 
-class FullPrecisionExperts(GroupedExperts):  # type: ignore[misc]
+class FullPrecisionExperts(GroupedExperts):
     @dataclass(kw_only=True, slots=True)
-    class Config(GroupedExperts.Config):  # type: ignore[misc]
+    class Config(GroupedExperts.Config):
         pass
 
     def forward(self, x_RD: torch.Tensor, num_tokens_per_expert_E: torch.Tensor) -> torch.Tensor:
@@ -32,9 +32,9 @@ class FullPrecisionExperts(GroupedExperts):  # type: ignore[misc]
         return torch._grouped_mm(F.silu(gate) * up, w2, offs=ends)
 
 
-class FullPrecisionGptOssExperts(GptOssGroupedExperts):  # type: ignore[misc]
+class FullPrecisionGptOssExperts(GptOssGroupedExperts):
     @dataclass(kw_only=True, slots=True)
-    class Config(GptOssGroupedExperts.Config):  # type: ignore[misc]
+    class Config(GptOssGroupedExperts.Config):
         pass
 
     def forward(self, x_RD: torch.Tensor, num_tokens_per_expert_E: torch.Tensor) -> torch.Tensor:

@@ -170,11 +170,11 @@ def rotary_magnitude(model: Model) -> float:
     return yarn_magnitude(scaling.factor)
 
 
-class YarnComplexRoPE(ComplexRoPE):  # type: ignore[misc]
+class YarnComplexRoPE(ComplexRoPE):
     """Rotary embedding of neighbouring rows whose rotation also scales by `magnitude`."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(ComplexRoPE.Config):  # type: ignore[misc]
+    class Config(ComplexRoPE.Config):
         magnitude: float = 1.0
 
     def _precompute_cache(self) -> torch.Tensor:
@@ -182,11 +182,11 @@ class YarnComplexRoPE(ComplexRoPE):  # type: ignore[misc]
         return cache
 
 
-class YarnCosSinRoPE(CosSinRoPE):  # type: ignore[misc]
+class YarnCosSinRoPE(CosSinRoPE):
     """Rotary embedding of halves whose rotation also scales by `magnitude`."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(CosSinRoPE.Config):  # type: ignore[misc]
+    class Config(CosSinRoPE.Config):
         magnitude: float = 1.0
 
     def _precompute_cache(self) -> torch.Tensor:
