@@ -30,6 +30,9 @@ POLL_SECONDS = 0.1
 START_SECONDS = 600.0
 """Before the first step, imports, compilation and loading may take this long, whatever ``hang_timeout`` is."""
 
+OTHER_NODE_SECONDS = 5.0
+"""After another node's launcher has given up, how long the ranks of this one may take to notice by themselves."""
+
 Failure = dict[str, Any]
 """A ``rank_failed`` record."""
 
@@ -81,6 +84,7 @@ class Supervisor:
         self.hang_timeout = seconds(plan.experiment.resilience.hang_timeout)
         self.ended = ""
         self.stepped = False
+        self.other_failed = 0.0
 
     def run(self, command: Command, environment: Mapping[str, str], interrupts: Interrupts) -> Outcome:
         """Start the agent, follow the run, return how it ended."""
@@ -120,12 +124,14 @@ class Supervisor:
             now = time.monotonic()
             if records:
                 heard = now
-            if code is not None and not records:
+            if code is not None:  # ranks of other nodes may go on writing
                 return
             self.beat()
             if interrupts.count > asked:
                 asked = interrupts.count
                 self._stop(agent, asked, console)
+            if self.other_failed and now - self.other_failed > OTHER_NODE_SECONDS:
+                agent.kill()
             limit = self.hang_timeout if self.stepped else max(self.hang_timeout, START_SECONDS)
             if now - heard > limit and not self.ended:
                 self._end_hang(agent, now - heard)
@@ -143,6 +149,9 @@ class Supervisor:
             self.stepped = False
         elif kind == "rank_failed":
             self.outcome.failures.append(record)
+        elif kind == "run_ended" and record["writer"].startswith("launcher"):
+            if record["reason"] == "failed":  # another node's: our own record is written after the watch
+                self.other_failed = time.monotonic()
         elif kind == "run_ended":
             self.ended = record["reason"]
             self.outcome.step = record["step"]
