@@ -1,0 +1,103 @@
+"""Real worker processes for the conformance suite, and faults at exact places in them.
+
+As a module it is one worker: ``python -m primus.testing.processes ATTEMPT [SIGNAL STEP]`` is ``primus.runtime.worker``
+whose rank 0 sends itself SIGNAL right after it has reported STEP.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from primus.events.types import Event, StepDone
+from primus.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A signal that rank 0 gets after it has reported a step."""
+
+    signal: signal.Signals
+    step: int
+
+
+def run_attempt(plan: Plan, number: int, fault: Fault | None = None, timeout: float = 300.0) -> list[int]:
+    """Run one attempt of `plan` in worker processes of this interpreter, to its end or to `fault`. Returns the exit
+    codes by rank; when one rank is killed the others are killed with it. Raises TimeoutError."""
+    run_directory = Path(plan.run_directory)
+    attempt = run_directory / "attempts" / str(number)
+    (attempt / "logs").mkdir(parents=True)
+    for path in (attempt / "plan.json", run_directory / "plan.json"):
+        path.write_text(plan.to_json(), encoding="utf-8")
+    words = [fault.signal.name, str(fault.step)] if fault else []
+    command = [sys.executable, "-m", "primus.testing.processes", str(attempt), *words]
+    world_size, port = plan.topology.world_size, _free_port()
+    children = []
+    for rank in range(world_size):
+        variables = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": world_size,
+            "LOCAL_WORLD_SIZE": world_size,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+            **plan.env,
+        }
+        environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+        children.append(subprocess.Popen(command, env=environment))
+    deadline = time.monotonic() + timeout
+    try:
+        while any(child.poll() is None for child in children):
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"attempt {number} took more than {timeout:.0f} s; its logs are in {attempt / 'logs'}"
+                )
+            if any(child.poll() for child in children):
+                break
+            time.sleep(0.05)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+    return [child.wait() for child in children]
+
+
+def log_of(plan: Plan, number: int, rank: int = 0) -> str:
+    """The end of what a rank printed, for a failed test's message."""
+    path = Path(plan.run_directory) / "attempts" / str(number) / "logs" / f"rank-{rank}.log"
+    return path.read_text(encoding="utf-8", errors="replace")[-4000:] if path.exists() else ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    from primus.runtime import worker
+
+    words = sys.argv[2:]
+    if words and os.environ["RANK"] == "0":
+        fault = Fault(signal.Signals[words[0]], int(words[1]))
+
+        class Faulty(worker.Emitter):
+            def __call__(self, event: Event) -> None:
+                super().__call__(event)
+                if isinstance(event, StepDone) and event.step == fault.step:
+                    os.kill(os.getpid(), fault.signal)
+
+        worker.Emitter = Faulty  # type: ignore[misc]
+    worker.main()
+
+
+if __name__ == "__main__":
+    main()
