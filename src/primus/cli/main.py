@@ -141,11 +141,11 @@ def run(argv: Sequence[str]) -> int:
     """Run a command line; returns the exit code of the command. Errors are raised, not printed."""
     options, rest = _leading_options(argv)
     places, command = split(rest)
-    if places and not command:  # `PLACE --help`: every other empty command was refused
-        from primus.cli.places import parse
+    if places:
+        from primus.cli.places import check
 
-        parse(places[-1])
-        return 0
+        if not check(places, command):
+            return 0
     result = root.main(
         [*options, *command], prog_name="primus-cli", standalone_mode=False, obj=Invocation(tuple(argv), places)
     )
