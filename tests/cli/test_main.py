@@ -73,7 +73,8 @@ def test_every_verb_is_there_and_has_help(cli: Cli, verb: str) -> None:
         ("train pretrain --config x.yaml steps", "'steps' is not KEY=VALUE"),
         ("train pretrain --config x.yaml --json", "use it together with --dry-run"),
         ("direct", "needs a command after its flags"),
-        ("direct --nproc 0 -- env list", ""),
+        ("direct --nproc 0 -- env list", "--nproc"),
+        ("direct --nproc 2 -- env list", "`--nproc 2` would change nothing"),
         ("direct --nproc two -- train pretrain --config x.yaml", "--nproc"),
         ("direct --rdzv here -- train pretrain --config x.yaml", "--rdzv here is not HOST:PORT"),
         ("direct --env 1A -- train pretrain --config x.yaml", "--env 1A is not NAME=VALUE"),
@@ -98,7 +99,9 @@ def test_help_of_a_place(cli: Cli) -> None:
 
 def test_an_unforeseen_exception_is_one_short_screen(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import primus.runtime.environments as e\ndef boom(*a): raise ZeroDivisionError('one of ours')\ne.locate = boom\n"
+        "import primus.runtime.environments as e\n"
+        "def boom(*a): raise ZeroDivisionError('one of ours')\n"
+        "e.locate = boom\n"
     )
     done = cli("env", "list", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
@@ -145,8 +148,8 @@ def test_what_runs_on_the_launching_side_imports_no_heavy_library(cli: Cli, tria
     """Also through plugins and lazy imports: what was imported when the process ended counts."""
     code = (
         "import atexit, json, sys\n"
-        f"heavy = {HEAVY!r}\n"
-        "atexit.register(lambda: print('IMPORTED', json.dumps([n for n in heavy if n in sys.modules]), file=sys.stderr))\n"
+        f"found = lambda: json.dumps([name for name in {HEAVY!r} if name in sys.modules])\n"
+        "atexit.register(lambda: print('IMPORTED', found(), file=sys.stderr))\n"
         "from primus.cli.main import main\nmain()\n"
     )
     env = cli.environment(PYTHONPATH=f"{ROOT / 'src'}{os.pathsep}{cli.env['PYTHONPATH']}")

@@ -51,11 +51,26 @@ def parse(segment: Segment) -> Direct | None:
     return place if isinstance(place, Direct) else None
 
 
-def direct_of(segments: tuple[Segment, ...]) -> Direct | None:
-    """Where a command runs; without a place: direct, with its defaults. None when a place printed its help."""
+def check(segments: tuple[Segment, ...], words: tuple[str, ...]) -> bool:
+    """Whether `words` can run in these places, whose flags are then right; False when a place printed its help.
+
+    Raises UsageError for places that cannot be nested, and for flags that the command would ignore.
+    """
     if len(segments) > 1:
         chain = " > ".join(segment.place for segment in segments)
         raise UsageError(
             f"places cannot be nested like this: {chain}", remedy="direct is the innermost, and there is one"
         )
-    return parse(segments[0]) if segments else Direct()
+    place = parse(segments[0])
+    if place is not None and place != Direct() and words[:1] != ("train",):
+        flags = " ".join(segments[0].arguments)
+        raise UsageError(
+            f"'{' '.join(words[:2])}' runs in one process on this machine: `{flags}` would change nothing",
+            remedy="leave it out",
+        )
+    return place is not None
+
+
+def direct_of(segments: tuple[Segment, ...]) -> Direct:
+    """Where a checked command runs; without a place: direct, with its defaults."""
+    return (parse(segments[0]) if segments else None) or Direct()

@@ -59,8 +59,6 @@ FILE = click.Path(path_type=Path)
 def pretrain(invocation: Invocation, /, **given: object) -> int:
     options = Options(**given)  # type: ignore[arg-type]
     place = direct_of(invocation.places)
-    if place is None:
-        return 0
     if options.dry_run:
         return _dry_run(options, place, invocation)
     if options.as_json:
