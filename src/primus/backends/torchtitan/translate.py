@@ -113,12 +113,7 @@ def refusals(experiment: Experiment, topology: Topology, data: PlannedData, own:
     problems += _sequence(experiment, topology, data)
     if topology.pipeline > 1 or experiment.parallel.virtual_pipeline > 1 or experiment.parallel.schedule:
         problems += _pipeline(experiment, topology)
-    problems += _profile(experiment, topology)
     problems += _native(experiment, own)
-    try:
-        seconds(experiment.resilience.hang_timeout)
-    except ValueError as error:
-        problems.append(Problem("resilience.hang_timeout", f"'{experiment.resilience.hang_timeout}' {error}"))
     return problems
 
 
@@ -149,13 +144,10 @@ def _sequence(experiment: Experiment, topology: Topology, data: PlannedData) -> 
         unit, reason = tensor, f"parallel.tensor {tensor}, over which sequence parallelism cuts each sequence"
     if length % unit == 0:
         return []
-    return [
-        Problem(
-            "train.seq_length",
-            f"{length} tokens do not divide by {unit} ({reason})",
-            f"train.seq_length: {' or '.join(str(n) for n in (length // unit * unit, -(-length // unit) * unit) if n)}",
-        )
-    ]
+    longest = experiment.model.max_position_embeddings
+    fitting = [str(other) for other in (length // unit * unit, -(-length // unit) * unit) if 0 < other <= longest]
+    remedy = f"train.seq_length: {' or '.join(fitting)}" if fitting else "fewer ranks on these axes"
+    return [Problem("train.seq_length", f"{length} tokens do not divide by {unit} ({reason})", remedy)]
 
 
 def _pipeline(experiment: Experiment, topology: Topology) -> list[Problem]:
@@ -188,13 +180,7 @@ def _pipeline(experiment: Experiment, topology: Topology) -> list[Problem]:
             )
         )
     if ranks * virtual > layers:
-        problems.append(
-            Problem(
-                "parallel.pipeline",
-                f"{ranks} x {virtual} stages are more than the model's {layers} layers",
-                "fewer stages",
-            )
-        )
+        problems.append(Problem("parallel.pipeline", f"{ranks} x {virtual} stages for {layers} layers", "fewer stages"))
     least = ranks * topology.micro_batch_size * topology.data_parallel
     batch = f"train.global_batch_size: {least} or more, or a smaller micro batch"
     if name == "1f1b" and microbatches < ranks:
@@ -202,28 +188,9 @@ def _pipeline(experiment: Experiment, topology: Topology) -> list[Problem]:
             Problem("parallel.pipeline", f"1f1b needs at least {ranks} microbatches a step, not {microbatches}", batch)
         )
     rounds = max(1, microbatches // ranks)
-    if name == "interleaved_1f1b" and (microbatches % rounds or microbatches < ranks):
+    if name == "interleaved_1f1b" and microbatches % rounds:
         message = f"interleaved_1f1b works in rounds of {ranks} microbatches, and {microbatches} are not whole rounds"
         problems.append(Problem("parallel.schedule", message, batch))
-    return problems
-
-
-def _profile(experiment: Experiment, topology: Topology) -> list[Problem]:
-    profile = experiment.profile
-    if profile is None:
-        return []
-    problems = []
-    first, last = profile.steps
-    if last < first:
-        problems.append(
-            Problem("profile.steps", f"the last step, {last}, comes before the first, {first}", f"[{last}, {first}]")
-        )
-    absent = [rank for rank in profile.ranks if rank >= topology.world_size]
-    if absent:
-        listed = ", ".join(map(str, absent))
-        problems.append(
-            Problem("profile.ranks", f"no rank {listed} among {topology.world_size}", f"0 to {topology.world_size - 1}")
-        )
     return problems
 
 
