@@ -90,26 +90,32 @@ class _Pool:
     def receive(self, connection: Connection) -> int | Done | Failed:
         try:
             message: int | Done | Failed = connection.recv()
-        except EOFError:
-            process = self.busy.pop(connection)
-            process.join()
-            raise DataError(
-                f"an encoding process ended early ({_how_it_ended(process.exitcode)})",
-                remedy="if memory ran out, use fewer --workers; the same command goes on where it stopped",
-            ) from None
+        except (EOFError, ConnectionError):
+            raise self._died(connection) from None
         return message
 
     def next(self, connection: Connection, shard: Shard | None) -> None:
         """Give the worker its next shard, or end it when there is none or when it has done its share."""
         self._done[connection] += 1
         if shard is not None and self._done[connection] < SHARDS_A_PROCESS:
-            connection.send(shard)
+            try:
+                connection.send(shard)
+            except ConnectionError:
+                raise self._died(connection) from None
             return
         process = self.busy.pop(connection)
         connection.close()
         process.join()
         if shard is not None:
             self.start(shard)
+
+    def _died(self, connection: Connection) -> DataError:
+        process = self.busy.pop(connection)
+        process.join()
+        return DataError(
+            f"an encoding process ended early ({_how_it_ended(process.exitcode)})",
+            remedy="if memory ran out, use fewer --workers; the same command goes on where it stopped",
+        )
 
     def stop(self) -> None:
         for connection, process in self.busy.items():

@@ -15,7 +15,8 @@ def mixture_shares(weights: Sequence[float]) -> tuple[int, ...]:
 
     Each source gets the whole part of its quota ``4096 * weight / sum``, but at least 1. Slots left over go one each to
     the largest fractional parts (earlier source first on a tie). When the minimum of 1 gave out too many, they are
-    taken back one at a time from whoever exceeds the quota most among sources with more than one.
+    taken back one at a time from whoever exceeds the quota most among sources with more than one (later source first on
+    a tie).
     """
     if not 1 <= len(weights) <= SLOTS:
         raise DataError(f"a mixture can hold 1 to {SLOTS} sources, not {len(weights)}", where="data.train")
@@ -31,6 +32,6 @@ def mixture_shares(weights: Sequence[float]) -> tuple[int, ...]:
         for source in by_remainder[:left]:
             counts[source] += 1
     for _ in range(-left):
-        most = max((k for k in range(len(counts)) if counts[k] > 1), key=lambda k: (counts[k] - quotas[k], -k))
+        most = max((k for k in range(len(counts)) if counts[k] > 1), key=lambda k: (counts[k] - quotas[k], k))
         counts[most] -= 1
     return tuple(counts)
