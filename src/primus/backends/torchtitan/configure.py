@@ -57,6 +57,7 @@ def model_spec(plan: Plan) -> ModelSpec:
         moe=experiment.moe,
         context=plan.topology.context,
         device=experiment.hardware.device,
+        float8=plan.native["float8"],
     )
     return spec
 

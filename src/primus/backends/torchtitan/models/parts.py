@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -194,15 +194,16 @@ class YarnCosSinRoPE(CosSinRoPE):
         return cache
 
 
-def convert_fp8(spec: Any) -> None:
-    """Swap the linear layers of `spec` for float8 ones (rowwise scaling), the output projection excepted.
+def convert_fp8(spec: Any, options: Mapping[str, Any]) -> None:
+    """Swap the linear layers of `spec` for float8 ones, as TorchTitan's ``Float8LinearConverter`` does with `options`;
+    by default with rowwise scaling and without the output projection.
 
     Raises EnvironmentFault when torchao is missing or the device has no float8 arithmetic.
     """
     from torchtitan.components.quantization.float8 import Float8LinearConverter
 
     try:
-        spec.model = Float8LinearConverter.Config(filter_fqns=["lm_head"]).build().convert(spec.model)
+        spec.model = Float8LinearConverter.Config(**{"filter_fqns": ["lm_head"], **options}).build().convert(spec.model)
     except (ImportError, ValueError) as error:
         raise EnvironmentFault(
             f"precision fp8 is not available here: {error}", where="precision", remedy="install torchao, or use bf16"
