@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import primus
-from primus.backends import registry
-from primus.backends.base import Backend, Capabilities, NativeSchema
 from primus.config.huggingface import NotFetched
 from primus.config.load import Resolved
 from primus.errors import DataError, PlanError, PrimusError
@@ -248,11 +246,12 @@ def test_a_preset_that_contradicts_the_weights_is_refused(tmp_path: Path) -> Non
 
 def test_a_fetched_hub_model_is_planned_with_its_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRIMUS_HOME", str(tmp_path / "home"))
-    root, commit = tmp_path / "home" / "hub" / "models--org--name", "a" * 40
+    hub, commit = tmp_path / "home" / "hub", "a" * 40
+    root = hub / "models--org--name"
     write_model(root / "snapshots" / commit)
-    (root / "refs").mkdir()
-    (root / "refs" / "main").write_text(commit)
-    (root / "snapshots" / commit / "model.safetensors").touch()
+    note = hub / "fetched" / "model--org--name" / "main"
+    note.parent.mkdir(parents=True)
+    note.write_text(commit)
     assert start_from("org/name", tmp_path).experiment.model.init == str(root / "snapshots" / commit)
 
 
@@ -268,49 +267,14 @@ def test_a_hub_model_that_was_not_fetched_is_named(
 # capabilities of another backend
 
 
-class Narrow:
-    """A backend that does less: enough of one to be asked what it can do."""
-
-    name, environment, processes = "narrow", "launcher", "plain"
-
-    def capabilities(self) -> Capabilities:
-        return Capabilities(
-            workflows=frozenset({"pretrain"}),
-            model_types=frozenset({"qwen3"}),
-            parallel_axes=frozenset({"data_shard"}),
-            precisions={"cuda": frozenset({"bf16"})},
-            unsupported={
-                "compile": "it has no compiler",
-                "recompute=full": "it keeps everything",
-                "checkpoint.async": "it waits",
-                "data.mask_eod": "it cannot mask",
-            },
-        )
-
-    def native_schema(self) -> NativeSchema:
-        return NativeSchema({"narrow": "1"}, {})
-
-    def plan(self, *_: object) -> tuple[dict[str, Any], dict[str, str], tuple[()]]:
-        return {}, {"FROM_BACKEND": "1", "BOTH": "backend"}, ()
-
-    def run(self, *_: object) -> None:
-        raise AssertionError
-
-
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> Narrow:
-    """Installed as an outside package would be."""
-    backend = Narrow()
-    get = registry.get
-
-    def with_narrow(name: str) -> Backend:
-        return backend if name == "narrow" else get(name)  # type: ignore[return-value]
-
-    monkeypatch.setattr(registry, "get", with_narrow)
-    return backend
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backend `narrow` is installed, as an outside package would be."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "support" / "plugins"))
 
 
-def test_each_limit_of_a_backend_is_named(narrow: Narrow, plan: Callable[..., Plan]) -> None:
+@pytest.mark.usefixtures("narrow")
+def test_each_limit_of_a_backend_is_named(plan: Callable[..., Plan]) -> None:
     lines = refused(
         plan,
         *("backend=narrow", "compile=true", "recompute=full", "checkpoint.async=false", "parallel.tensor=2"),
@@ -328,7 +292,8 @@ def test_each_limit_of_a_backend_is_named(narrow: Narrow, plan: Callable[..., Pl
     assert len(lines) == 6
 
 
-def test_the_experiments_variables_win_over_the_backends(narrow: Narrow, plan: Callable[..., Plan]) -> None:
+@pytest.mark.usefixtures("narrow")
+def test_the_experiments_variables_win_over_the_backends(plan: Callable[..., Plan]) -> None:
     made = plan(
         "backend=narrow",
         "env.BOTH=experiment",

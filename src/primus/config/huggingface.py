@@ -166,23 +166,10 @@ def start_directory(init: str) -> Path | None:
         return None
     if not hub.is_hub_id(init):
         return Path(init).expanduser().absolute()
-    directory = hub.fetched(init, "config.json")
-    if directory is None or not _has_weights(directory):
+    directory = hub.fetched(init, "model")
+    if directory is None:
         raise NotFetched(init)
     return directory
-
-
-def _has_weights(directory: Path) -> bool:
-    """Whether every file of the weights is there; a fetch that was broken off leaves some out."""
-    if (directory / "model.safetensors").exists():
-        return True
-    try:
-        index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        return all((directory / file).exists() for file in set(index["weight_map"].values()))
-    except FileNotFoundError:
-        return any(directory.glob("*.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def model_fields(init: str) -> dict[str, Any]:
