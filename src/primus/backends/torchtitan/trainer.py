@@ -122,7 +122,7 @@ class PrimusTrainer(Trainer):
                 parameters=plan.parameters,
                 steps=plan.experiment.train.steps,
                 resumed_from=resumed_from,
-                notes=tuple(f"patched {patch.target}: {patch.reason}" for patch in plan.patches),
+                notes=(f"{len(plan.patches)} declared patches of TorchTitan apply; plan.json lists them",) if plan.patches else (),
             )
         )
 

@@ -60,7 +60,7 @@ class Meter:
             self._step_seconds += seconds
         elif kind == "eval_done":
             self.eval = record
-            self._other_seconds += record["seconds"]
+            self._other_seconds += record["seconds"] if self._seen else 0.0  # the one before the first step comes once
         elif kind == "checkpoint_saved":
             self._other_seconds += record["blocked_seconds"]
         elif kind == "run_ended" and self.ended != "failed":
