@@ -118,3 +118,25 @@ def test_balance_none_builds_no_router_bias() -> None:
         names = [name for name, _ in spec.model.build().named_buffers()]
         assert any(name.endswith("expert_bias_E") for name in names) is expected
         assert (spec.post_optimizer_build_fn is not None) is expected
+
+
+@pytest.mark.parametrize("name", ["llama llama3 tied", "qwen3 yarn", "deepseek_v3 groups yarn", "gpt_oss"])
+def test_the_native_start_is_complete_and_shrinks_with_depth(name: str) -> None:
+    model = MODELS[name].model_copy(update={"init": "native"})
+    built = build_model_spec(model, seq_length=SEQ).model.build()
+    for parameter in built.parameters():
+        parameter.data.fill_(float("nan"))
+    torch.manual_seed(0)
+    built.init_states()
+    assert all(parameter.isfinite().all() for parameter in built.parameters())
+    first, last = (built.layers[layer].attention.wo.weight.std().item() for layer in ("0", "2"))
+    assert first / last == pytest.approx(3**0.5, rel=0.1)
+    assert first == pytest.approx(model.init_std / 2**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3 plain", "gpt_oss"])
+def test_only_fp32_keeps_experts_out_of_bf16(name: str) -> None:
+    for precision, expected in (("fp32", True), ("bf16", False)):
+        config = build_model_spec(MODELS[name], seq_length=SEQ, precision=precision).model
+        kind = type(config.layers[-1].moe.routed_experts.inner_experts).__qualname__
+        assert kind.startswith("FullPrecision") is expected

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Replicate, Shard, _StridedShard
 
+from primus.backends.torchtitan.platform import available_cores
 from primus.backends.torchtitan.weights import BLOCK, Rows, Weight
 from primus.errors import CheckpointError
 
@@ -68,8 +71,12 @@ def named_tensors(model_parts: Iterable[nn.Module]) -> Iterator[tuple[str, torch
 
 @torch.no_grad()
 def fill(model_parts: Iterable[nn.Module], weights: Iterable[Weight], values: Values) -> None:
-    """Set this rank's part of every parameter and persistent buffer to `values`, in place, without communication."""
+    """Set this rank's part of every parameter and persistent buffer to `values`, in place, without communication.
+
+    `values` is called from several threads, one tensor each: numpy works outside the interpreter's lock.
+    """
     known = {weight.native: weight for weight in weights}
+    jobs: list[Callable[[], None]] = []
     for part in model_parts:
         parameters = {id(parameter) for parameter in part.parameters()}
         for name, tensor in named_tensors([part]):
@@ -81,26 +88,35 @@ def fill(model_parts: Iterable[nn.Module], weights: Iterable[Weight], values: Va
                     f"parameter {name} of shape {tuple(tensor.shape)} has no counterpart in the Hugging Face layout",
                     where="model",
                 )
-            _fill_one(tensor, weight, values)
+            jobs += _filling(tensor, weight, values)
+    threads = max(1, min(8, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda job: job(), jobs):
+            pass
 
 
-def _fill_one(tensor: torch.Tensor, weight: Weight, values: Values) -> None:
+def _filling(tensor: torch.Tensor, weight: Weight, values: Values) -> list[Callable[[], None]]:
+    """What fills `tensor`: nothing, or one job."""
     *leading, last = local_indices(tensor)
     rows, columns = (_flatten(leading, weight.shape[:-1]), last) if leading else (last, np.zeros(1, np.int64))
     if not rows.size or not columns.size:
-        return
+        return []
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     matrix = local.detach().view(rows.size, columns.size)
     if not weight.sources:
         matrix.zero_()
-        return
+        return []
+    return [lambda: _fill_rows(matrix, weight, rows, columns, values)]
+
+
+def _fill_rows(matrix: torch.Tensor, weight: Weight, rows: Rows, columns: NDArray[np.int64], values: Values) -> None:
     which, offsets = weight.locate(rows)
     step = max(1, BLOCK // columns.size)
     # Runs of rows of one source, so that each call reads one tensor.
     borders = np.flatnonzero(np.diff(which)) + 1
-    for first, last_row in zip([0, *borders], [*borders, rows.size], strict=True):
-        for begin in range(first, last_row, step):
-            end = min(begin + step, last_row)
+    for first, last in zip([0, *borders], [*borders, rows.size], strict=True):
+        for begin in range(first, last, step):
+            end = min(begin + step, last)
             block = values(weight, int(which[first]), offsets[begin:end], columns)
             matrix[begin:end].copy_(torch.from_numpy(block))
 
