@@ -34,11 +34,11 @@ def refused(plan: Callable[..., Plan], *overrides: str, **keywords: Any) -> list
 
 def test_a_plan_holds_what_was_asked(plan: Callable[..., Plan], tmp_path: Path) -> None:
     made = plan("env.NCCL_DEBUG=WARN", "parallel.tensor=2", nproc=4)
-    assert made.experiment.model.hidden_size == 256
+    assert made.experiment.model.hidden_size == 128
     assert (made.topology.tensor, made.topology.data_shard) == (2, 2)
     assert made.env["NCCL_DEBUG"] == "WARN"
     assert made.run_directory == str(tmp_path / "runs" / "trial")
-    assert made.parameters == 5_048_576
+    assert made.parameters == 1_787_008
     assert made.environment == "torch"
     assert made.engine["torchtitan"] == "0.3.0"
     assert made.native["training"]["steps"] == 100
@@ -62,9 +62,9 @@ def test_planning_twice_gives_the_same_bytes(plan: Callable[..., Plan]) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lr=st.floats(1e-9, 10, allow_nan=False),
-    seed=st.integers(0, 2**63),
+    seed=st.integers(0, 2**63 - 1),
     micro=st.sampled_from([1, 2, 4]),
-    tensor=st.sampled_from([1, 2, 4]),
+    tensor=st.sampled_from([1, 2]),
     nnodes=st.integers(1, 4),
     text=st.text(st.characters(categories=["L", "N", "P", "S", "Zs"], exclude_characters="$"), max_size=20),
 )
@@ -131,11 +131,11 @@ def test_planning_imports_no_heavy_library(tmp_path: Path) -> None:
     ("overrides", "keywords", "expected"),
     [
         (["train.seq_length=4096"], {}, "train.seq_length: 4096 is longer than the model allows"),
-        (["parallel.tensor=8"], {"nproc": 8}, "parallel.tensor: 8 does not divide 4 key/value heads"),
+        (["parallel.tensor=4"], {"nproc": 4}, "parallel.tensor: 4 does not divide 2 key/value heads"),
         (
             ["parallel.tensor=3", "train.seq_length=510"],
             {"nproc": 3},
-            "parallel.tensor: 3 does not divide 8 query heads",
+            "parallel.tensor: 3 does not divide 4 query heads",
         ),
         (["parallel.expert=2"], {"nproc": 2}, "parallel.expert: 2, but this llama has no experts"),
         (["parallel.pipeline=5"], {"nproc": 5}, "pipeline 5 stages for 4 layers"),

@@ -42,7 +42,8 @@ Precision = Literal["fp32", "bf16", "fp8"]
 
 
 class Section(BaseModel):
-    # defer_build: only Experiment is compiled, once, with all its sections inside; half of the start-up time
+    # defer_build: only Experiment is compiled, once, with all its sections inside. Default sections are made by
+    # model_construct, which does not compile them either. Half of the start-up time.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
@@ -133,7 +134,7 @@ class Hardware(Section):
     memory_gib: PositiveFloat | None = Field(default=None, description="Memory of one device, in GiB.")
     bandwidth_gb_s: PositiveFloat | None = Field(default=None, description="Memory bandwidth of one device, in GB/s.")
     peak_tflops: dict[Precision, PositiveFloat] = Field(
-        default_factory=dict,
+        default={},
         description="Dense peak of one device by precision, in TFLOP/s; MFU is hidden where it is missing.",
     )
 
@@ -212,7 +213,7 @@ class Optimizer(Section):
     clip_grad_norm: NonNegativeFloat = Field(
         default=1.0, description="Global gradient norm above which gradients are scaled down; 0: never."
     )
-    schedule: Schedule = Field(default_factory=Schedule, description="Learning rate over the steps.")
+    schedule: Schedule = Field(default_factory=Schedule.model_construct, description="Learning rate over the steps.")
 
 
 class Parallel(Section):
@@ -283,7 +284,7 @@ class Monitor(Section):
     log_interval: PositiveInt = Field(default=10, description="Steps between lines on a console without a terminal.")
     tensorboard: bool = Field(default=True, description="Write TensorBoard files.")
     sinks: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Further places events go to: entry points of group `primus.sinks` of installed packages.",
     )
 
@@ -311,7 +312,9 @@ class Experiment(Section):
     data: Data = Field(description="What is learnt.")
     train: Train = Field(description="How much, in which batches.")
     optimizer: Optimizer = Field(description="Update rule and learning rate.")
-    parallel: Parallel = Field(default_factory=Parallel, description="How the model is spread over devices.")
+    parallel: Parallel = Field(
+        default_factory=Parallel.model_construct, description="How the model is spread over devices."
+    )
     precision: Precision = Field(
         default="bf16", description="Arithmetic of forward and backward; master weights stay fp32."
     )
@@ -319,19 +322,21 @@ class Experiment(Section):
         default="none", description="Activations recomputed in the backward pass."
     )
     compile: bool = Field(default=False, description="Compile the layers with the engine's compiler.")
-    moe: Moe = Field(default_factory=Moe, description="Mixture of experts.")
-    eval: Eval = Field(default_factory=Eval, description="Evaluation on the validation split.")
+    moe: Moe = Field(default_factory=Moe.model_construct, description="Mixture of experts.")
+    eval: Eval = Field(default_factory=Eval.model_construct, description="Evaluation on the validation split.")
     profile: Profile | None = Field(default=None, description="Tracing of chosen steps and ranks.")
-    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Saving and continuing.")
-    monitor: Monitor = Field(default_factory=Monitor, description="What is shown and written while training.")
-    resilience: Resilience = Field(default_factory=Resilience, description="What happens on failures.")
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint.model_construct, description="Saving and continuing.")
+    monitor: Monitor = Field(
+        default_factory=Monitor.model_construct, description="What is shown and written while training."
+    )
+    resilience: Resilience = Field(default_factory=Resilience.model_construct, description="What happens on failures.")
     env: dict[str, str] = Field(
-        default_factory=dict,
+        default={},
         description="Environment variables of the ranks; numbers are taken as written.",
         examples=[{"NCCL_DEBUG": "WARN"}],
     )
     native: dict[str, dict[str, Any]] = Field(
-        default_factory=dict,
+        default={},
         description="Never written by hand: a top-level section named after a backend (`torchtitan: {...}`) lands "
         "here.",
     )
