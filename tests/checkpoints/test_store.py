@@ -326,3 +326,16 @@ def test_compare_model_names_each_field(tmp_path: Path) -> None:
     problems = store.compare_model(info, {"model_type": "qwen3", "hidden_size": 128, "q_lora_rank": 8})
     assert [problem.where for problem in problems] == ["model.hidden_size", "model.model_type", "model.q_lora_rank"]
     assert "has 64, the experiment says 128" in problems[0].message
+
+
+def test_set_aside_hides_newer_ones_and_deletes_nothing(tmp_path: Path) -> None:
+    for _ in range(2):
+        for step in (2, 4, 6):
+            save(tmp_path, step)
+        truncate(tmp_path / "checkpoints" / "step-6")
+        assert store.set_aside(tmp_path, 2)
+        assert steps(tmp_path) == [2]
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-2", "step-4.aside-1", "step-4.aside-2", "step-6.aside-1", "step-6.aside-2"]
+    assert store.set_aside(tmp_path, 2) == []
+    assert store.prune(tmp_path, 1) == []

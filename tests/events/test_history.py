@@ -221,6 +221,8 @@ GARBAGE = [
     b'{"event":"step_done","time":1.0,"writer":"x","step":null,"loss":1.0}\n',
     b'{"event":"from_the_future","time":1.0}\n',
     encode(step(4, 1.0) | {"step": 2**80}),
+    encode(step(4, 1.0) | {"mfu": "high"}),
+    encode(started(4.0) | {"resumed_from": "two"}),
     encode(step(4, 1.0) | {"memory_bytes": 1.5}),
     b"\x00" * 4096 + b"\n",
     b'{"event":"step_done",' * 3 + b"\n",
@@ -321,3 +323,14 @@ def test_follower_catches_up_in_bounded_portions(tmp_path: Path) -> None:
             polls += 1
     assert seen == [float(i) for i in range(600)]
     assert polls > 1
+
+
+def test_follower_outlives_files_that_cannot_be_read(tmp_path: Path) -> None:
+    write(tmp_path, 1, [step(1)])
+    broken = tmp_path / "attempts" / "1" / "events-rank1.jsonl"
+    broken.mkdir()
+    with Follower(tmp_path / "attempts" / "1") as follower:
+        assert [record["step"] for record in follower.poll()] == [1]
+        broken.rmdir()
+        write(tmp_path, 1, [failed(1003.0)], writer="rank1")
+        assert [record["event"] for record in follower.poll()] == ["rank_failed"]

@@ -307,3 +307,12 @@ def test_the_terminal_chart_of_nothing_one_value_and_a_flat_line() -> None:
     assert draw([1], [math.nan], width=80, height=20) == []
     assert len(draw([5], [2.0], width=80, height=20)) == 20
     assert len(draw([1, 2, 3], [2.0, 2.0, 2.0], width=80, height=20)) == 20
+
+
+@pytest.mark.parametrize(
+    "plan", ["[]", "{", '{"experiment": []}', '{"experiment": 3, "engine": 4, "parameters": "x"}', '{"env": null}']
+)
+def test_a_damaged_plan_leaves_the_rest_of_the_page(tmp_path: Path, plan: str) -> None:
+    run = make_run(tmp_path / "r")
+    (run / "plan.json").write_text(plan)
+    assert Page(write_report(run).read_text()).tags.count("svg") == 4

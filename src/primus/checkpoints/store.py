@@ -42,6 +42,7 @@ __all__ = [
     "prune",
     "read_manifest",
     "seal",
+    "set_aside",
     "verify",
 ]
 
@@ -154,6 +155,27 @@ def prune(run_directory: Path, keep: int) -> list[Path]:
             raise CheckpointError(f"a checkpoint cannot be removed: {error.strerror}", where=str(directory)) from error
         removed.append(directory)
     return removed
+
+
+def set_aside(run_directory: Path, after: int) -> list[Path]:
+    """Rename every checkpoint newer than step `after`, so that none is resumed from: for a run that starts again at
+    `after` and will come by those steps on another way. Nothing is deleted. Returns the new paths."""
+    moved = []
+    for entry in entries(run_directory):
+        if entry.step <= after:
+            continue
+        number = 1
+        while (target := entry.directory.with_name(f"{entry.directory.name}.aside-{number}")).exists():
+            number += 1
+        try:
+            entry.directory.rename(target)
+        except OSError as error:
+            where = str(entry.directory)
+            raise CheckpointError(f"an old checkpoint cannot be set aside: {error.strerror}", where=where) from error
+        moved.append(target)
+    if moved:
+        sync_directory(moved[0].parent)
+    return moved
 
 
 def _remove(directory: Path) -> None:

@@ -30,21 +30,22 @@ class Follower:
         self._tails: dict[str, _Tail] = {}
 
     def poll(self) -> list[Record]:
-        """The records that came since the last call: a writer's in their order, the writers' merged by time."""
+        """The records that came since the last call: a writer's in their order, the writers' merged by time. What
+        cannot be read now (a file system away for a moment) comes with a later call."""
         try:
             names = sorted(n for n in os.listdir(self.directory) if n.startswith("events-") and n.endswith(".jsonl"))
-        except FileNotFoundError:
+        except OSError:
             return []
         batches = []
         for name in names:
-            tail = self._tails.get(name)
-            if tail is None:
-                try:
-                    tail = self._tails[name] = _Tail(self.directory / name)
-                except FileNotFoundError:
-                    continue
+            tail = self._tails.setdefault(name, _Tail(self.directory / name))
+            try:
+                lines = tail.lines()
+            except OSError:
+                tail.close()  # opened again, at the same place, by the next poll
+                continue
             records = []
-            for line in tail.lines():
+            for line in lines:
                 record = decode(line)
                 if record is not None and well_formed(record):
                     records.append(record)
@@ -76,11 +77,14 @@ class _Tail:
     """One growing file, read from where the last call ended."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._path = path
+        self._file: int | None = None
         self._offset = 0
         self._torn = b""
 
     def lines(self) -> list[bytes]:
+        if self._file is None:
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         size = os.fstat(self._file).st_size
         if size < self._offset:  # cut off behind our back, e.g. restored from a copy: start again
             self._offset, self._torn = 0, b""
@@ -98,4 +102,6 @@ class _Tail:
         return lines
 
     def close(self) -> None:
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

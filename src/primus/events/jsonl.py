@@ -71,18 +71,24 @@ def decode(line: bytes) -> Record | None:
 
 
 _CHECKS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str}
-_REQUIRED = {
-    kind: [(f.name, _CHECKS[str(f.type)]) for f in fields(cls) if str(f.type) in _CHECKS and f.default is MISSING]
+_FIELDS = {
+    kind: [
+        (f.name, _CHECKS[name], f.default is MISSING) for f in fields(cls) if (name := f.type.split(" ")[0]) in _CHECKS
+    ]
     for kind, cls in EVENTS.items()
 }
 
 
 def well_formed(record: Record) -> bool:
-    """Whether a record of a known kind has its required fields in their types (unknown kinds pass): what a reader
-    asks before it trusts a line that anyone could have written."""
-    return isinstance(record.get("time"), int | float) and all(
-        isinstance(record.get(name), kind) for name, kind in _REQUIRED.get(record["event"], ())
-    )
+    """Whether a record of a known kind has its required fields, and all in their types (unknown kinds pass): what a
+    reader asks before it trusts a line that anyone could have written."""
+    if not isinstance(record.get("time"), int | float):
+        return False
+    for name, kind, required in _FIELDS.get(record["event"], ()):
+        value = record.get(name)
+        if not isinstance(value, kind) and (required or value is not None):
+            return False
+    return True
 
 
 def _finite_or_not(value: Any) -> Any:

@@ -139,7 +139,7 @@ def render(history: RunHistory) -> str:
 def facts(history: RunHistory) -> dict[str, str]:
     """The figures that sum a run up, as label -> text with units."""
     plan, steps = history.plan or {}, history.steps
-    experiment = plan.get("experiment") or {}
+    experiment = plan.get("experiment")
     found: dict[str, str] = {}
     if steps:
         found["last training loss"] = f"{units.loss(steps.loss[-1])} nats/token"
@@ -164,7 +164,7 @@ def facts(history: RunHistory) -> dict[str, str]:
     if started:
         found["devices"] = f"{started.world_size} x {started.device}"
     for key in ("backend", "precision"):
-        if experiment.get(key):
+        if isinstance(experiment, dict) and experiment.get(key):
             found[key] = str(experiment[key])
     engine = plan.get("engine")
     if isinstance(engine, Mapping):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -258,6 +259,19 @@ class Conformance:
         assert history.attempts[-1].resumed_from == end["step"]
         # A run that was asked to stop may leave out the evaluation of its last step.
         self.assert_same(history, unbroken[1], without_evaluation=end["step"])
+
+    def test_told_never_to_resume_it_starts_over_and_keeps_the_old_line_apart(
+        self, unbroken: tuple[Plan, RunHistory], tmp_path: Path
+    ) -> None:
+        plan = self.plan(tmp_path, checkpoint={"resume": "never"})
+        shutil.copytree(Path(unbroken[0].run_directory) / "checkpoints", Path(plan.run_directory) / "checkpoints")
+        assert set(run_attempt(plan, 1, Fault(signal.SIGTERM, 1))) == {0}, log_of(plan, 1)
+        history = read_run(Path(plan.run_directory), alive=False)
+        assert history.attempts[0].resumed_from is None
+        assert history.steps.loss[0] == unbroken[1].steps.loss[0]
+        newest, _ = store.newest_intact(Path(plan.run_directory))
+        assert newest is not None
+        assert newest.step in (1, 2), "the next start would resume from the line that was given up"
 
     def assert_same(self, history: RunHistory, unbroken: RunHistory, *, without_evaluation: int | None = None) -> None:
         assert history.status == "complete"

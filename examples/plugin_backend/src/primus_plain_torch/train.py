@@ -61,11 +61,12 @@ class Trainer:
 
     def start(self) -> None:
         """Resume from the newest intact checkpoint, or draw the contract's random start."""
+        if self.experiment.checkpoint.resume == "never":
+            store.set_aside(self.session.run_directory, 0)
         info, problems = store.newest_intact(self.session.run_directory)
         for problem in problems:
             self.session.emit(Notice(message=f"a damaged checkpoint is skipped: {problem}"))
-        if info is None or self.experiment.checkpoint.resume == "never":
-            info = None
+        if info is None:
             for name, weight in self.model.named_parameters():
                 drawn = torch.ones(weight.shape)
                 if weight.ndim >= 2:

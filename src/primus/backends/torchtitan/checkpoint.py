@@ -210,6 +210,11 @@ class Checkpoints(BaseCheckpointManager):
         of another model.
         """
         if self._settings.resume == "never":
+            aside = self._on_first_rank(lambda: store.set_aside(self.session.run_directory, 0))
+            if aside and self.session.rank == 0:
+                names = ", ".join(path.name for path in aside)
+                message = f"checkpoint.resume is never: earlier checkpoints are set aside as {names}"
+                self.session.emit(Notice(message=message))
             return None
         problems: list[Problem] = []
         for entry in self._on_first_rank(lambda: store.entries(self.session.run_directory)):

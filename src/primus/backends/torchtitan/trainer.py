@@ -113,6 +113,7 @@ class PrimusTrainer(Trainer):
 
     def _announce(self, resumed_from: int | None) -> None:
         plan = self.plan
+        patches = f"{len(plan.patches)} declared patches of TorchTitan apply; plan.json lists them"
         self.session.emit(
             RunStarted(
                 name=plan.experiment.name,
@@ -122,7 +123,7 @@ class PrimusTrainer(Trainer):
                 parameters=plan.parameters,
                 steps=plan.experiment.train.steps,
                 resumed_from=resumed_from,
-                notes=(f"{len(plan.patches)} declared patches of TorchTitan apply; plan.json lists them",) if plan.patches else (),
+                notes=(patches,) if plan.patches else (),
             )
         )
 
