@@ -60,7 +60,7 @@ def test_how_and_how_long_may_change(plan: Callable[..., Plan], overrides: list[
         (["train.global_batch_size=16"], "train.global_batch_size"),
         (["train.seq_length=256"], "train.seq_length"),
         (["train.seed=1"], "train.seed"),
-        (["model.hidden_size=128"], "model.hidden_size"),
+        (["model.hidden_size=256"], "model.hidden_size"),
         (["model.init=native"], "model.init"),
         (["precision=bf16"], "precision"),
     ],

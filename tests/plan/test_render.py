@@ -28,7 +28,7 @@ def test_everything_of_note_is_on_the_screen(plan: Callable[..., Plan]) -> None:
     screen = render(plan("env.NCCL_DEBUG=WARN", "parallel.tensor=2", nproc=4), [COMMAND])
     for part in (
         "trial: pretrain with torchtitan 0.3.0. Nothing was started.",
-        "5,048,576 parameters, 30.3 MFLOP a token",
+        "1,787,008 parameters, 10.7 MFLOP a token",
         "1 node x 4 processes on cpu",
         "data_shard 2, tensor 2",
         "8 sequences x 512 tokens = 4,096 tokens a step",

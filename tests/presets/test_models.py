@@ -38,7 +38,7 @@ PARAMETERS = {
     "gpt_oss_20B": 20_914_757_184,
     "gpt_oss_120B": 116_829_156_672,
     # ours: counted by transformers, as all of these are below
-    "tiny_llama": 5_048_576,
+    "tiny_llama": 1_787_008,
     "tiny_qwen3": 2_558_144,
     "tiny_deepseek_v3": 2_048_448,
     "tiny_gpt_oss": 2_837_168,
