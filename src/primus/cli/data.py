@@ -113,6 +113,10 @@ class PrepareOptions:
         if (self.tokenizer is None) == (self.train_bpe is None):
             both = "two tokenizers are asked for" if self.tokenizer else "no tokenizer is given"
             raise UsageError(both, remedy="give either --tokenizer DIR|ID or --train-bpe VOCAB")
+        if self.train_bpe is not None:
+            from primus.data.train_bpe import check_vocabulary
+
+            check_vocabulary(self.train_bpe)
 
     @property
     def processes(self) -> int:

@@ -35,7 +35,7 @@ from primus.data.pool import encode_shards
 from primus.data.progress import Reporter
 from primus.data.shards import Job, Sample, ShardResult, hash_file, output_error, read_result
 from primus.data.tokenizer import COMPANIONS, TokenizerFiles
-from primus.data.train_bpe import SAMPLE_BYTES, sample_texts, train_bpe
+from primus.data.train_bpe import END_OF_TEXT, SAMPLE_BYTES, sample_texts, train_bpe
 from primus.data.workspace import (
     begin,
     exclusive,
@@ -215,7 +215,8 @@ def _settle_tokenizer(request: Request, shards: Sequence[Shard], directory: Path
     size = min(SAMPLE_BYTES, request.inputs.size)
     report.note(f"training a byte-level BPE of {request.bpe_vocab} entries on {size / 1e6:.0f} MB of the text")
     texts = sample_texts(shards, request.field, request.unit, SAMPLE_BYTES, skip_bad=request.skip_bad)
-    reached = train_bpe(texts, request.bpe_vocab, target)
+    eod = END_OF_TEXT if request.eod in {None, "none"} else str(request.eod)
+    reached = train_bpe(texts, request.bpe_vocab, target, eod)
     if reached < request.bpe_vocab:
         report.note(f"the text has pairs for {reached} entries only")
     return trained

@@ -16,14 +16,22 @@ SAMPLE_BYTES = 64 << 20
 SMALLEST_VOCABULARY = 257
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path) -> int:
+def check_vocabulary(size: int) -> None:
+    """Raise UsageError when a byte-level vocabulary cannot be that small."""
+    if size < SMALLEST_VOCABULARY:
+        raise UsageError(
+            f"a byte-level vocabulary needs at least {SMALLEST_VOCABULARY} entries (256 bytes, one to end documents), "
+            f"not {size}"
+        )
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path, eod: str = END_OF_TEXT) -> int:
     """Train on `texts` and save ``tokenizer.json`` with its companion into `directory`, which is made.
 
-    The alphabet is the 256 bytes, so nothing is ever unknown; id 0 ends documents. Returns the size reached, which is
+    The alphabet is the 256 bytes, so nothing is ever unknown; `eod`, id 0, ends documents. Returns the size reached, which is
     smaller than `vocab_size` when the text has no more pairs to merge.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise UsageError(f"a byte-level vocabulary needs at least {SMALLEST_VOCABULARY} entries, not {vocab_size}")
+    check_vocabulary(vocab_size)
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -31,13 +39,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path) -> int:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[eod],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     directory.mkdir(parents=True, exist_ok=True)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT, "bos_token": END_OF_TEXT}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eod, "bos_token": eod}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(str(directory / "tokenizer.json"))
     return int(tokenizer.get_vocab_size())
