@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -98,15 +99,17 @@ def fill(model_parts: Iterable[nn.Module], weights: Iterable[Weight], values: Va
 def _filling(tensor: torch.Tensor, weight: Weight, values: Values) -> list[Callable[[], None]]:
     """What fills `tensor`: nothing, or one job."""
     *leading, last = local_indices(tensor)
-    rows, columns = (_flatten(leading, weight.shape[:-1]), last) if leading else (last, np.zeros(1, np.int64))
-    if not rows.size or not columns.size:
+    if not leading:  # a row for each element
+        leading, last = [last], np.zeros(1, np.int64)
+    count = math.prod(len(index) for index in leading)
+    if not count or not last.size:
         return []
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    matrix = local.detach().view(rows.size, columns.size)
+    matrix = local.detach().view(count, last.size)
     if not weight.sources:
         matrix.zero_()
         return []
-    return [lambda: _fill_rows(matrix, weight, rows, columns, values)]
+    return [lambda: _fill_rows(matrix, weight, _flatten(leading, weight.shape), last, values)]
 
 
 def _fill_rows(matrix: torch.Tensor, weight: Weight, rows: Rows, columns: NDArray[np.int64], values: Values) -> None:
@@ -122,8 +125,8 @@ def _fill_rows(matrix: torch.Tensor, weight: Weight, rows: Rows, columns: NDArra
 
 
 def _flatten(indices: list[NDArray[np.int64]], shape: tuple[int, ...]) -> Rows:
-    """Flat index over `shape` of every combination of `indices`, in row-major order."""
+    """Flat index over the leading dimensions of `shape` of every combination of `indices`, in row-major order."""
     flat = np.zeros(1, np.int64)
-    for index, size in zip(indices, shape, strict=True):
+    for index, size in zip(indices, shape, strict=False):
         flat = (flat[:, None] * size + index[None, :]).reshape(-1)
     return flat
