@@ -26,8 +26,8 @@ def build_model_spec(
     seq_length: tokens a sequence; sizes the rotary caches. context: context-parallel ranks; together with
     `document_attention` and `device` it decides between plain causal attention and a block mask (see
     ``limits.attention_backend``). precision ``fp32`` also keeps the experts of a mixture in fp32, ``fp8`` converts
-    the linear layers, with the options `float8`. With ``model.init`` other than ``native`` the parameters are left uninitialised: the caller
-    fills them with ``start.random_start``, ``start.load_huggingface`` or a checkpoint.
+    the linear layers, with the options `float8`. With ``model.init`` other than ``native`` the parameters are left
+    uninitialised: the caller fills them with ``start.random_start``, ``start.load_huggingface`` or a checkpoint.
 
     Raises PlanError with one problem for each key that the family cannot honour.
     """

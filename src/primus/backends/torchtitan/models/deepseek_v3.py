@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from primus.backends.torchtitan.models.experts import FullPrecisionExperts
-from primus.backends.torchtitan.models.parts import BALANCE_RATE, Parts
 from torchtitan.components.optimizer import register_moe_load_balancing_hook
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
 from torchtitan.models.common.config_utils import make_moe_config, make_routed_experts_config, make_router_config
@@ -13,6 +11,9 @@ from torchtitan.models.deepseek_v3 import DeepSeekV3Model, parallelize_deepseekv
 from torchtitan.models.deepseek_v3.model import Attention, DeepSeekV3TransformerBlock
 from torchtitan.models.deepseek_v3.state_dict_adapter import DeepSeekV3StateDictAdapter
 from torchtitan.protocols.model_spec import ModelSpec
+
+from primus.backends.torchtitan.models.experts import FullPrecisionExperts
+from primus.backends.torchtitan.models.parts import BALANCE_RATE, Parts
 
 LATENT_EPS = 1e-6
 """Of the norms of compressed queries, keys and values, whatever `rms_norm_eps` says: so in DeepSeek's and transformers'

@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-
-from primus.backends.torchtitan.models.experts import FullPrecisionGptOssExperts
-from primus.backends.torchtitan.models.parts import BALANCE_RATE, Parts
 from torchtitan.components.optimizer import register_moe_load_balancing_hook
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
 from torchtitan.models.common.attention import FusedQKVLinear
@@ -18,6 +15,9 @@ from torchtitan.models.gpt_oss import GptOssModel, parallelize_gptoss
 from torchtitan.models.gpt_oss.model import Attention, GptOssTransformerBlock
 from torchtitan.models.gpt_oss.moe import GptOssGroupedExperts, GptOssMoE
 from torchtitan.protocols.model_spec import ModelSpec
+
+from primus.backends.torchtitan.models.experts import FullPrecisionGptOssExperts
+from primus.backends.torchtitan.models.parts import BALANCE_RATE, Parts
 
 
 def spec(parts: Parts) -> ModelSpec:

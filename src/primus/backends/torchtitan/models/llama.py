@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from primus.backends.torchtitan.models.parts import Parts
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
 from torchtitan.models.llama3 import Llama3Model, parallelize_llama
 from torchtitan.models.llama3.model import Llama3TransformerBlock
 from torchtitan.models.llama3.state_dict_adapter import Llama3StateDictAdapter
 from torchtitan.protocols.model_spec import ModelSpec
+
+from primus.backends.torchtitan.models.parts import Parts
 
 
 def spec(parts: Parts) -> ModelSpec:

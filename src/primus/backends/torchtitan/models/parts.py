@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-
-from primus.config.experiment import Model, Moe
-from primus.errors import EnvironmentFault
 from torchtitan.models.common import ComplexRoPE, CosSinRoPE, Embedding, Linear, RMSNorm
 from torchtitan.models.common.attention import FlexAttention, ScaledDotProductAttention
 from torchtitan.models.common.config_utils import make_ffn_config, make_gqa_config
 from torchtitan.models.common.param_init import depth_scaled_std, skip_param_init
+
+from primus.config.experiment import Model, Moe
+from primus.errors import EnvironmentFault
 
 BALANCE_RATE = 1e-3
 """Step of the router bias towards balance, as in DeepSeek-V3 (arXiv:2412.19437, section 4.2)."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from primus.backends.torchtitan.models.parts import Parts
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
 from torchtitan.models.qwen3 import Qwen3Model, parallelize_qwen3
 from torchtitan.models.qwen3.model import Qwen3TransformerBlock
 from torchtitan.models.qwen3.state_dict_adapter import Qwen3StateDictAdapter
 from torchtitan.protocols.model_spec import ModelSpec
+
+from primus.backends.torchtitan.models.parts import Parts
 
 
 def spec(parts: Parts) -> ModelSpec:
