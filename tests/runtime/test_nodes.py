@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from conftest import Cli, processes_with, wait_for
+from command_line import Cli, processes_with, wait_for
 
 from primus.events.follow import read_run
 

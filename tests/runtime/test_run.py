@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Cli, environment_of, processes_with, wait_for
+from command_line import Cli, environment_of, processes_with, wait_for
 
 from primus.checkpoints import store
 from primus.events.follow import read_run

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,20 +80,26 @@ def _job(options: Options, place: Direct, invocation: Invocation, resolved: Reso
 
 
 def _prepare(options: Options) -> Resolved:
-    """Load the experiment, after making whatever it names that is not on this machine yet."""
+    """Load the experiment, after fetching and making whatever it names that is not on this machine yet."""
     from primus.config.huggingface import NotFetched
     from primus.config.load import load
-    from primus.data import stdlib
+    from primus.data import hub, stdlib
 
+    overrides = options.all_overrides()
     try:
-        resolved = load(options.config, options.all_overrides())
+        resolved = load(options.config, overrides)
     except NotFetched as missing:
-        click.echo(f"fetching {missing.init} from the Hub first", err=True)
-        _in_torch_environment("data", "fetch", missing.init)
-        resolved = load(options.config, options.all_overrides())
+        _first(f"fetching the model {missing.init}", "data", "fetch", missing.init)
+        resolved = load(options.config, overrides)
+    tokenizer = resolved.experiment.data.tokenizer
+    if (
+        tokenizer
+        and hub.is_hub_id(tokenizer)
+        and not any(hub.fetched(tokenizer, what) for what in ("tokenizer", "model"))
+    ):
+        _first(f"fetching the tokenizer of {tokenizer}", "data", "fetch", "--tokenizer", tokenizer)
     if _uses_stdlib(resolved) and not stdlib.is_prepared():
-        click.echo("preparing the embedded corpus first, once", err=True)
-        _in_torch_environment("data", "prepare", "--stdlib")
+        _first("preparing the embedded corpus", "data", "prepare", "--stdlib")
     return resolved
 
 
@@ -127,15 +134,16 @@ def _uses_stdlib(resolved: Resolved) -> bool:
     return "stdlib" in [*names, data.validation]
 
 
-def _in_torch_environment(*arguments: str) -> None:
-    """Run another verb of ours where the heavy packages are; its output and progress are the terminal's."""
-    from primus.runtime.environments import import_path, provide
+def _first(what: str, *arguments: str) -> None:
+    """Run another verb of ours, which finds its own environment; its output and progress are the terminal's."""
+    from primus.runtime.environments import import_path
 
-    command = [provide("torch"), "-P", "-m", "primus.cli", *arguments]
-    ended = subprocess.run(command, env={**os.environ, **import_path()}, check=False)
+    click.echo(f"first, once: {what}", err=True)
+    command = [sys.executable, "-P", "-m", "primus.cli", *arguments]
+    ended = subprocess.run(command, env={**os.environ, **import_path()}, stdout=sys.stderr, check=False)
     if ended.returncode < 0 or ended.returncode == 130:
         raise KeyboardInterrupt
     if ended.returncode:
         raise LaunchError(
-            f"`primus-cli {shlex.join(arguments)}` did not succeed", remedy="its own message above says why"
+            f"{what} did not succeed: `primus-cli {shlex.join(arguments)}`", remedy="its own message above says why"
         )

@@ -18,6 +18,9 @@ SECONDARY = re.compile(
     r"|Connection was likely closed"
 )
 
+MARKERS = re.compile(r"\s*[~^]+\s*")
+OURS = re.compile(r'File "[^"]*/primus/runtime/')
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -138,17 +141,28 @@ def _headline(first: Failure, failures: Sequence[Failure], width: int) -> list[s
 
 
 def _excerpt(text: str, width: int, limit: int = 14) -> list[str]:
-    """The end of a traceback or log, long lines cut."""
-    lines = [line.rstrip() for line in text.rstrip().splitlines()]
+    """The end of a traceback or log, without our own outermost frames; long lines shortened."""
+    lines = [line.rstrip() for line in text.rstrip().splitlines() if not MARKERS.fullmatch(line)]
+    head: list[str] = []
     crash = next((line for line in reversed(lines) if line.startswith("Fatal Python error")), None)
     if crash is not None:
         # native code crashed: the stack of the thread that did it stands after those of the others, innermost first
         current = max(number for number, line in enumerate(lines) if "thread 0x" in line or line == crash)
-        cut, head = [crash, *lines[current : current + limit]], []
+        head, lines = [crash], lines[current : current + limit]
     else:
-        cut = lines[-limit:]
-        head = [f"  ... {len(lines) - limit} lines above are in the log"] if len(lines) > limit else []
-    return head + ["  " + (line if len(line) <= width - 2 else line[: width - 5] + "...") for line in cut]
+        while len(lines) > 3 and OURS.search(lines[1]):
+            del lines[1:3]
+        if len(lines) > limit:
+            head = [f"... {len(lines) - limit} lines above are in the log"]
+            lines = lines[-limit:]
+    return [f"  {_shortened(line, width - 2)}" for line in [*head, *lines]]
+
+
+def _shortened(line: str, width: int) -> str:
+    """At most `width` columns: a path loses its leading directories, anything else its end."""
+    while len(line) > width and (path := re.search(r'"(?:\.\.\.)?/[^/"]+(/[^"]+/[^"]+)"', line)):
+        line = f'{line[: path.start()]}"...{path[1]}"{line[path.end() :]}'
+    return line if len(line) <= width else f"{line[: width - 3]}..."
 
 
 def _wrapped(text: str, width: int, indent: int = 2) -> list[str]:

@@ -102,12 +102,14 @@ class Supervisor:
         try:
             with Follower(self.attempt.directory) as follower:
                 self._watch(agent, follower, console, interrupts)
+                self._conclude(agent.returncode, log, interrupts)
+                for record in follower.poll():
+                    console.handle(record)
         finally:
             console.close()
             if agent.poll() is None:
                 agent.kill()
             agent.wait()
-        self._conclude(agent.returncode, log, interrupts)
         return self.outcome
 
     def _watch(
