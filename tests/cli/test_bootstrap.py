@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, clean_environment, processes_with, wait_for
+from command_line import ROOT, clean_environment, processes_with, wait_for
 
 SCRIPT = ROOT / "primus-cli"
 SHELL = "/bin/sh"

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Cli, wait_for
+from command_line import ROOT, Cli, wait_for
 from hub_server import Repository, serving
 
 from primus.data import stdlib

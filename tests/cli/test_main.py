@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Cli
+from command_line import ROOT, Cli
 
 from primus.cli.main import PLACES, VERBS, Segment, split
 from primus.errors import UsageError

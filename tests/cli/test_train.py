@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Cli, processes_with, wait_for
+from command_line import Cli, processes_with, wait_for
 
 
 def dry(cli: Cli, *more: str) -> str:

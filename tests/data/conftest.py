@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
+from token_data import TEXT, Make, MakePlan, write_by_hand
 
 from primus.config.experiment import Data, Experiment, Hardware, Model, Optimizer, Train
 from primus.data.planning import plan_data
 from primus.data.tokenizer import TokenizerFiles
 from primus.data.train_bpe import train_bpe
 from primus.plan.plan import Plan, Topology
-
-CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float64": 6, "float32": 7, "uint16": 8}
-TEXT = """The quick brown fox jumps over the lazy dog. It's 1984, isn't it?
-def permute(x):
-    return (x * 5 + 1) % 16   # naïve – “quoted” … 你好 🎉
-Numbers: 3.14159, 0xDEADBEEF, 1_000_000.
-"""
-
-Make = Callable[..., Path]
-MakePlan = Callable[..., Plan]
-
-
-def write_by_hand(prefix: Path, documents: Sequence[Sequence[Sequence[int]]], dtype: str = "uint16") -> Path:
-    """Megatron's layout written from its description: documents of sequences of tokens."""
-    sequences = [sequence for document in documents for sequence in document]
-    lengths = [len(sequence) for sequence in sequences]
-    tokens = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences]).astype(dtype)
-    width = tokens.dtype.itemsize
-    pointers = [sum(lengths[:number]) * width for number in range(len(lengths))]
-    ends = np.cumsum([0, *(len(document) for document in documents)])
-    prefix.with_name(prefix.name + ".bin").write_bytes(tokens.tobytes())
-    prefix.with_name(prefix.name + ".idx").write_bytes(
-        b"MMIDIDX\x00\x00"
-        + struct.pack("<QBQQ", 1, CODES[dtype], len(sequences), len(ends))
-        + struct.pack(f"<{len(lengths)}i", *lengths)
-        + struct.pack(f"<{len(pointers)}q", *pointers)
-        + struct.pack(f"<{len(ends)}q", *ends)
-    )
-    return prefix
 
 
 @pytest.fixture

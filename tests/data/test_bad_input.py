@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from test_prepare import digest_of, expected, read, run, texts, write_jsonl
+from token_data import digest_of, expected, read, run, texts, write_jsonl
 
 from primus.data.format import bin_path, idx_path
 from primus.data.tokenizer import TokenizerFiles

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from token_data import write_by_hand
 
 from primus.data.format import bin_path, first_document_from, idx_path, read_header, validation_start
 from primus.data.indexed import IndexedDataset, write_index

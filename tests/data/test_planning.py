@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TEXT, Make
+from token_data import TEXT, Make
 
 from primus.config.experiment import Data, DataSource
 from primus.data.format import bin_path

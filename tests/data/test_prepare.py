@@ -9,75 +9,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import TEXT
+from token_data import WORDS, Notes, digest_of, expected, read, run, texts, write_jsonl
 from tokenizers import Tokenizer
 
 from primus.data import prepare as preparing
 from primus.data.format import bin_path, idx_path
 from primus.data.indexed import IndexedDataset
-from primus.data.inputs import collect
 from primus.data.inspect import Inspection
 from primus.data.manifest import Manifest, manifest_path
-from primus.data.prepare import Outcome, Request, prepare
 from primus.data.progress import Silent
 from primus.data.tokenizer import TokenizerFiles
 from primus.data.workspace import partial_directory
 from primus.errors import DataError
-
-WORDS = TEXT.split(" ")
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-
-def texts(count: int, seed: int = 0) -> list[str]:
-    """Documents of 1 to 80 words, some with odd characters."""
-    rng = np.random.default_rng(seed)
-    return [
-        "w " + " ".join(rng.choice(WORDS, rng.integers(1, 80))) + rng.choice(["", "\n", " é\u0301🎉"])
-        for _ in range(count)
-    ]
-
-
-def write_jsonl(path: Path, documents: Sequence[str], field: str = "text") -> Path:
-    path.write_text("".join(json.dumps({field: text, "n": n}) + "\n" for n, text in enumerate(documents)))
-    return path
-
-
-def run(path: Path | Sequence[Path], output: Path, tokenizer: TokenizerFiles | None, **options: object) -> Outcome:
-    split, pattern = options.pop("split", None), options.pop("pattern", None)
-    report = options.pop("report", Silent())
-    paths = [path] if isinstance(path, Path) else path
-    inputs = collect([str(entry) for entry in paths], pattern=pattern, split=split)  # type: ignore[arg-type]
-    return prepare(Request(inputs, output, tokenizer, **options), report)  # type: ignore[arg-type]
-
-
-def read(prefix: Path | str) -> list[list[int]]:
-    dataset = IndexedDataset(prefix)
-    return [dataset.document(number).tolist() for number in range(len(dataset))]
-
-
-def expected(documents: Sequence[str], tokenizer: TokenizerFiles) -> list[list[int]]:
-    """The ids by the reference library, one end-of-document token each, empty documents left out."""
-    reference = Tokenizer.from_file(str(tokenizer.path))
-    ids = [reference.encode(text, add_special_tokens=False).ids for text in documents]
-    return [[*row, tokenizer.eod_id()] for row in ids if row]
-
-
-def digest_of(prefix: Path | str) -> tuple[bytes, bytes]:
-    return bin_path(prefix).read_bytes(), idx_path(prefix).read_bytes()
 
 
 def test_jsonl_gives_the_reference_ids(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
@@ -302,7 +251,7 @@ import sys
 from pathlib import Path
 if __name__ == "__main__":  # what stands outside is imported by every worker too
     sys.path.insert(0, {tests!r})
-    from test_prepare import run
+    from token_data import run
     from primus.data.tokenizer import TokenizerFiles
     run(Path(sys.argv[1]), Path(sys.argv[2]), TokenizerFiles(Path(sys.argv[3])), workers=2, shard_bytes=20_000)
 """
@@ -310,7 +259,7 @@ if __name__ == "__main__":  # what stands outside is imported by every worker to
 
 def start_child(tmp_path: Path, source: Path, output: Path, tokenizer: TokenizerFiles) -> subprocess.Popen[bytes]:
     script = tmp_path / "child.py"
-    script.write_text(CHILD.format(tests=str(Path(__file__).parent)))
+    script.write_text(CHILD.format(tests=str(Path(__file__).parents[1] / "support")))
     command = [sys.executable, str(script), str(source), str(output), str(tokenizer.directory)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Make, MakePlan, write_by_hand
+from token_data import Make, MakePlan, write_by_hand
 
 from primus.config.experiment import Data, DataSource
 from primus.data.format import bin_path

@@ -28,8 +28,8 @@ def check_vocabulary(size: int) -> None:
 def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path, eod: str = END_OF_TEXT) -> int:
     """Train on `texts` and save ``tokenizer.json`` with its companion into `directory`, which is made.
 
-    The alphabet is the 256 bytes, so nothing is ever unknown; `eod`, id 0, ends documents. Returns the size reached, which is
-    smaller than `vocab_size` when the text has no more pairs to merge.
+    The alphabet is the 256 bytes, so nothing is ever unknown; `eod`, id 0, ends documents. Returns the size reached,
+    which is smaller than `vocab_size` when the text has no more pairs to merge.
     """
     check_vocabulary(vocab_size)
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
