@@ -32,9 +32,8 @@ class Meter:
 
     def __init__(self, plan: Plan, session: Session, device: torch.device, counts: bool) -> None:
         self._plan, self._session, self._device, self._counts = plan, session, device, counts
-        topology = plan.topology
-        self.reports = session.rank == session.world_size // topology.pipeline * (topology.pipeline - 1)
-        """Whether this rank emits the steps: the first rank of the last pipeline stage."""
+        self.reports = session.rank == 0
+        """Whether this rank emits the steps. Every rank knows the figures; the sinks listen to rank 0."""
         peak = plan.experiment.hardware.peak_tflops.get(plan.experiment.precision)
         self._flops = None if peak is None else peak * 1e12 * session.world_size
         train = plan.experiment.train
