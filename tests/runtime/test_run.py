@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import Cli, environment_of, processes_with, wait_for
+from command_line import TRIAL, Cli, environment_of, processes_with, wait_for
 
 from primus.checkpoints import store
 from primus.events.follow import read_run
@@ -249,14 +249,7 @@ def test_a_run_directory_that_cannot_be_written_is_one_clear_error(cli: Cli, tri
 def test_odd_places_work(cli: Cli, tmp_path: Path) -> None:
     odd = tmp_path / 'it\'s a "place" ü $HOME'
     odd.mkdir()
-    (odd / "trial.yaml").write_text(
-        (Path(__file__).parents[1] / "conftest.py")
-        .read_text()
-        .split('"""')[3]
-        .lstrip("\\\n")
-        .format(name="a.b-c_1")
-        .replace("{{", "{")
-    )
+    (odd / "trial.yaml").write_text(TRIAL.format(name="a.b-c_1"))
     done = cli(*train(), cwd=odd)
     assert done.returncode == 0, done.stderr
     assert (odd / "runs" / "a.b-c_1" / "report.html").exists()
