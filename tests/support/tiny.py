@@ -82,7 +82,6 @@ def make(run_directory: Path, dataset: Path | str, *, nproc: int = 1, masked: bo
         "optimizer": {"lr": 1.0e-2, "schedule": {"name": "cosine", "warmup_steps": 2}},
         "precision": "fp32",
         "checkpoint": {"async": False},
-        "env": {"OMP_NUM_THREADS": "1"},  # two threads on two busy cores wait for each other
     }
     for key, value in overrides.items():
         *sections, name = key.split("__")

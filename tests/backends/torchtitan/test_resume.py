@@ -152,11 +152,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
 ) -> None:
     ran = one["exploding"]
     bad = max(ran.losses) + 1
-    assert f"at step {bad}" in ran.errors[0]
+    assert f"step {bad}: " in ran.errors[0]
     assert "TrainingError" in ran.errors[0]
     assert steps(root, "exploding")[-1] == bad - 1
     assert f"the checkpoint of step {bad - 1} is intact" in ran.errors[0]
     assert store.verify(store.complete(root / "exploding")[0]) == []
     for error in two["exploding-pipeline"].errors:
         assert "TrainingError" in error, "no rank is left waiting for another"
-        assert f"at step {bad}" in error
+        assert f"step {bad}: " in error

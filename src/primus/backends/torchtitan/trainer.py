@@ -214,7 +214,7 @@ class PrimusTrainer(Trainer):
         which = f" on rank {', '.join(map(str, ranks))}" if ranks else " (one norm for all ranks)"
         kept = self.checkpointer.saved_step
         raise TrainingError(
-            f"{what} at step {self.step}{which}; no weight was updated with it",
+            f"{what}{which}; no weight was updated with it",
             where=f"step {self.step}",
             remedy="lower optimizer.lr or optimizer.clip_grad_norm, or look at the data of this step; "
             + (f"the checkpoint of step {kept} is intact" if kept is not None else "there is no checkpoint yet"),

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 
 from primus.backends.base import Result, Session
-from primus.errors import EnvironmentFault, Problem
+from primus.errors import EnvironmentFault
 from primus.events.types import Notice
 from primus.plan.plan import Plan
 
 
 def run(plan: Plan, session: Session) -> Result:
-    """Train this rank's part of `plan`. Raises EnvironmentFault when engine or devices are not as planned."""
-    _check_engine(plan)
+    """Train this rank's part of `plan`. Raises EnvironmentFault when a patch or a device is not as planned."""
     from primus.backends.torchtitan import patches
 
     patches.apply(plan.patches)
     _check_devices(plan, session)
 
-    import torch
     import torch.distributed as dist
-
-    if plan.experiment.hardware.device == "cpu" and "OMP_NUM_THREADS" not in plan.env:
-        from primus.backends.torchtitan.platform import available_cores
-
-        # launchers set one thread a process; the cores of this machine are shared out instead
-        torch.set_num_threads(max(1, available_cores() // plan.topology.nproc_per_node))
 
     from primus.backends.torchtitan.configure import trainer_config
 
@@ -40,22 +31,6 @@ def run(plan: Plan, session: Session) -> Result:
             trainer.close()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _check_engine(plan: Plan) -> None:
-    problems = []
-    for package, planned in plan.engine.items():
-        try:
-            found = version(package)
-        except PackageNotFoundError:
-            found = "not installed"
-        if found.split("+")[0] != planned:
-            problems.append(Problem(package, f"the plan is for {planned}, this interpreter has {found}"))
-    if problems:
-        problems[-1] = Problem(
-            problems[-1].where, problems[-1].message, "use the locked environment: `primus-cli env create torch`"
-        )
-        raise EnvironmentFault(problems=problems)
 
 
 def _check_devices(plan: Plan, session: Session) -> None:

@@ -1,0 +1,177 @@
+"""Tokens per CPU-second of `train pretrain` against TorchTitan's own trainer with the same native configuration.
+
+    python benchmarks/train_overhead.py [--steps 60] [--repeats 5] [--config FILE] [key=value ...]
+
+Both sides train the same model on the same device with the same patches, each in a fresh process, in turns. Bare
+TorchTitan reads its tokens from memory and logs every tenth step, its default; ours reads the dataset, reports every
+step to the run's events, and agrees on stopping. CPU time of all threads, from the end of the fifth step on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from primus.backends.base import Session
+from primus.config.load import load
+from primus.events.bus import Bus
+from primus.events.types import Event, StepDone
+from primus.plan.plan import Plan
+from primus.plan.planner import make_plan
+
+EXAMPLE = """
+extends: [models/tiny_llama, hardware/cpu]
+name: overhead
+data: {train: synthetic}
+train: {steps: 60, global_batch_size: 4, micro_batch_size: 4, seq_length: 256}
+optimizer: {lr: 1.0e-3}
+precision: fp32
+"""
+WARM = 5
+"""Steps left out: the first ones allocate."""
+
+
+def ours(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
+    from primus.backends.torchtitan import TorchTitanBackend
+
+    def emit(event: Event) -> None:
+        session.emit(event)
+        if isinstance(event, StepDone):
+            clock()
+
+    TorchTitanBackend().run(plan, replace(session, emit=emit))
+
+
+def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
+    from primus.backends.torchtitan import patches
+
+    patches.apply(plan.patches)
+    import torch
+    import torch.distributed as dist
+    from torchtitan.components.checkpointer import CheckpointManager
+    from torchtitan.components.dataloader import BaseDataLoader
+    from torchtitan.components.metrics import MetricsProcessor
+    from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
+    from torchtitan.trainer import Trainer
+
+    from primus.backends.torchtitan.configure import trainer_config
+
+    train, vocabulary = plan.experiment.train, plan.experiment.model.vocab_size
+
+    class MemoryLoader(BaseDataLoader):
+        @dataclass(kw_only=True, slots=True)
+        class Config(BaseDataLoader.Config):
+            pass
+
+        def __init__(self, config: Config, **_: Any) -> None:
+            shape = (64, train.micro_batch_size, train.seq_length + 1)
+            self.tokens = torch.randint(vocabulary, shape)
+            self.positions = torch.arange(train.seq_length).expand(train.micro_batch_size, -1).contiguous()
+
+        def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+            while True:
+                for batch in self.tokens:
+                    yield {"input": batch[:, :-1], "positions": self.positions}, batch[:, 1:]
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            pass
+
+    class TimedTrainer(Trainer):
+        @dataclass(kw_only=True, slots=True)
+        class Config(Trainer.Config):
+            pass
+
+        def train_step(self, data_iterator: Any) -> None:
+            super().train_step(data_iterator)
+            clock()
+
+    config = trainer_config(plan, session)
+    shared = ("model_spec", "training", "parallelism", "compile", "comm", "debug", "override", "loss", "tokenizer")
+    settings = plan.experiment.optimizer
+    trainer = TimedTrainer.Config(
+        **{name: getattr(config, name) for name in (*shared, "activation_checkpoint", "validator", "dump_folder")},
+        dataloader=MemoryLoader.Config(),
+        optimizer=default_adamw(lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay),
+        lr_scheduler=LRSchedulersContainer.Config(warmup_steps=2),
+        metrics=MetricsProcessor.Config(disable_color_printing=True),
+        checkpoint=CheckpointManager.Config(enable=False),
+    ).build()
+    trainer.train()
+    trainer.close()
+    dist.destroy_process_group()
+
+
+def measure(side: str, plan_file: Path) -> float:
+    """CPU-seconds of the measured steps, in this process."""
+    plan = Plan.load(plan_file)
+    times: list[float] = []
+    attempt = plan_file.parent
+    with Bus(attempt, "rank0") as bus:
+        session = Session(0, 0, 1, Path(plan.run_directory), attempt, 1, bus.emit, lambda: False)
+        {"ours": ours, "bare": bare}[side](plan, session, lambda: times.append(time.process_time()))
+    assert len(times) == plan.experiment.train.steps
+    return times[-1] - times[WARM - 1]
+
+
+def in_process(side: str, plan: Plan, directory: Path) -> float:
+    attempt = directory / "attempts" / "1"
+    attempt.mkdir(parents=True)
+    file = attempt / "plan.json"
+    file.write_text(plan.model_copy(update={"run_directory": str(directory)}).to_json(), encoding="utf-8")
+    extra = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    command = [sys.executable, __file__, "--side", side, "--plan", str(file)]
+    done = subprocess.run(command, env={**os.environ, **extra}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-4000:])
+    seconds: float = json.loads(done.stdout.splitlines()[-1])
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="an experiment for one process; default: a tiny Llama")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--side", choices=["ours", "bare"], help=argparse.SUPPRESS)
+    parser.add_argument("--plan", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(measure(arguments.side, arguments.plan)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        example = root / "overhead.yaml"
+        example.write_text(EXAMPLE, encoding="utf-8")
+        resolved = load(
+            arguments.config or example, [f"train.steps={arguments.steps}", "model.init=native", *arguments.overrides]
+        )
+        plan = make_plan(resolved, nproc=1, run_directory=root / "run")
+        tokens = plan.experiment.train.global_batch_size * plan.experiment.train.seq_length * (arguments.steps - WARM)
+        rates: dict[str, list[float]] = {"bare": [], "ours": []}
+        for repeat in range(arguments.repeats):
+            for side in sorted(rates, reverse=bool(repeat % 2)):
+                rates[side].append(tokens / in_process(side, plan, root / f"{side}-{repeat}"))
+                print(f"{repeat + 1}/{arguments.repeats} {side}: {rates[side][-1]:,.0f} tokens/CPU-s", flush=True)
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["bare"], strict=True))
+    print(f"\n{'':10}{'tokens/CPU-s (median)':>24}{'ratio':>10}")
+    print(f"{'bare':10}{medians['bare']:>24,.0f}{1:>10.3f}")
+    print(f"{'ours':10}{medians['ours']:>24,.0f}{ratio:>10.3f}   (goal: 0.97)")
+
+
+if __name__ == "__main__":
+    main()
