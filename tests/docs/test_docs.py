@@ -227,6 +227,23 @@ def test_published_vectors_of_the_sample_order() -> None:
         assert [published["permute"](int(size), name, index) for index in given] == wanted
 
 
+def test_troubleshooting_quotes_what_the_program_says() -> None:
+    """Every message in a column "it says" is in the sources, "..." standing for what is filled in."""
+    sources = [*(ROOT / "src").rglob("*.py"), ROOT / "primus-cli"]
+    said = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    said = re.sub(r'"\s*\n\s*f?"', "", said)  # a text over several lines of source
+    quoted = 0
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    for part in page.split("\n## "):
+        lines = part.partition("| it says")[2].splitlines()
+        for message in re.findall(r"`([^`]*)`", "\n".join(line.split(" | ")[0] for line in lines)):
+            for piece in message.split("..."):
+                words = piece.strip(" '\":,;=").removeprefix("torchtitan: ")
+                assert words in said, f"{message!r}: nothing says {words!r}"
+                quoted += len(words) > 8
+    assert quoted > 40
+
+
 def test_every_dependency_has_its_reason() -> None:
     page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
     told = {normalized(name) for name in re.findall(r"`([A-Za-z0-9._-]+)`", page)}
