@@ -47,7 +47,9 @@ class PrimusError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str = "", *, where: str = "", remedy: str = "", problems: Sequence[Problem] = ()) -> None:
+    def __init__(
+        self, message: str = "", *, where: str = "", remedy: str = "", problems: Sequence[Problem] = ()
+    ) -> None:
         self.problems: tuple[Problem, ...] = tuple(problems) or (Problem(where, message, remedy),)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 

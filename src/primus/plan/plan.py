@@ -41,7 +41,7 @@ class Topology(Frozen):
 
 
 class PlannedSource(Frozen):
-    """One prepared dataset. ``digest`` is the manifest's dataset hash; ``share`` its count out of 4096 mixture slots."""
+    """One prepared dataset. ``digest`` is its manifest's hash; ``share`` its count out of 4096 mixture slots."""
 
     prefix: str
     digest: str
