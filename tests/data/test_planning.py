@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from token_data import TEXT, Make
+from token_data import TEXT, Make, importing
 
 from primus.config.experiment import Data, DataSource
 from primus.data.format import bin_path
@@ -206,5 +206,5 @@ plan_data(Data(train={str(prefix)!r}), seq_length=8, vocab_size=10)
 heavy = {{"numpy", "torch", "tokenizers", "gigatoken", "pyarrow", "orjson", "huggingface_hub"}}
 print(*heavy & sys.modules.keys())
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=importing())
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "\n", "")

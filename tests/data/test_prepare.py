@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from token_data import WORDS, Notes, digest_of, expected, read, run, texts, write_jsonl
+from token_data import TEXT, WORDS, Notes, digest_of, expected, importing, read, run, texts, write_jsonl
 from tokenizers import Tokenizer
 
 from primus.data import prepare as preparing
@@ -261,7 +261,7 @@ def start_child(tmp_path: Path, source: Path, output: Path, tokenizer: Tokenizer
     script = tmp_path / "child.py"
     script.write_text(CHILD.format(tests=str(Path(__file__).parents[1] / "support")))
     command = [sys.executable, str(script), str(source), str(output), str(tokenizer.directory)]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env=importing())
 
 
 def test_killed_anywhere_and_run_again_the_bytes_are_the_same(tmp_path: Path, tokenizer: TokenizerFiles) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -49,6 +51,11 @@ def write_by_hand(prefix: Path, documents: Sequence[Sequence[Sequence[int]]], dt
 
 
 WORDS = TEXT.split(" ")
+
+
+def importing() -> dict[str, str]:
+    """The environment in which another interpreter imports what this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 class Notes(Silent):

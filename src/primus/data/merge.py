@@ -15,7 +15,7 @@ from primus.data.manifest import FileFacts
 from primus.data.shards import ShardResult, shard_path
 from primus.data.workspace import forget_shards, write_json
 
-COPY = 4 << 20
+COPY = 1 << 20
 
 
 class Merger:
@@ -27,6 +27,7 @@ class Merger:
         self.tokens, self.lengths = directory / "tokens.bin", directory / "lengths.i32"
         self._hash = xxhash.xxh3_128()
         self._next = 0
+        self._buffer = memoryview(bytearray(COPY))
 
     def __enter__(self) -> Merger:
         state_path = self._directory / "state.json"
@@ -66,7 +67,8 @@ class Merger:
 
     def _append(self, path: Path, target: BinaryIO, *, hashed: bool) -> None:
         with path.open("rb", buffering=0) as source:
-            while block := source.read(COPY):
+            while size := source.readinto(self._buffer):
+                block = self._buffer[:size]
                 target.write(block)
                 if hashed:
                     self._hash.update(block)

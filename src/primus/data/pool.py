@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -81,7 +82,11 @@ class _Pool:
     def start(self, shard: Shard) -> None:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(theirs, self._job, os.getpid()), daemon=True)
+        # Ctrl-C reaches the whole process group, but the parent decides what it means: children inherit the mask
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
         self.busy[ours] = process
         self._done[ours] = 0
@@ -133,8 +138,6 @@ def _how_it_ended(code: int | None) -> str:
 
 def _work(connection: Connection, job: Job, parent: int) -> None:
     """A worker's life: shards in, results out, until the other side closes the pipe."""
-    # Ctrl-C reaches the whole process group; the parent decides what it means
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     encoder: Encoder | None = None
     pending, last = 0, time.monotonic()
 

@@ -179,7 +179,8 @@ def output_error(error: OSError, directory: str | Path) -> DataError:
 def hash_file(path: Path) -> str:
     """xxh3-128 of a file's bytes."""
     state = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(BLOCK))
     with path.open("rb", buffering=0) as file:
-        while block := file.read(BLOCK):
-            state.update(block)
+        while size := file.readinto(buffer):
+            state.update(buffer[:size])
     return state.hexdigest()

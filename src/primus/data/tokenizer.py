@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def content_hash(content: dict[str, Any]) -> str:
     state = xxhash.xxh3_128()
     # the two big parts are hashed as flat text: as JSON they would take a second
     if isinstance(vocabulary := model.pop("vocab", None), dict):
-        state.update("\0".join(f"{token}\0{vocabulary[token]}" for token in sorted(vocabulary)).encode())
+        by_id = sorted(vocabulary.items(), key=itemgetter(1, 0))
+        state.update("\0".join(token for token, _ in by_id).encode())
+        state.update(json.dumps([number for _, number in by_id]).encode())
     else:
         model["vocab"] = vocabulary
     merges = model.pop("merges", None) or []
