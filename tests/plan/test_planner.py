@@ -36,7 +36,7 @@ def test_a_plan_holds_what_was_asked(plan: Callable[..., Plan], tmp_path: Path) 
     made = plan("env.NCCL_DEBUG=WARN", "parallel.tensor=2", nproc=4)
     assert made.experiment.model.hidden_size == 128
     assert (made.topology.tensor, made.topology.data_shard) == (2, 2)
-    assert made.env["NCCL_DEBUG"] == "WARN"
+    assert made.env == {"NCCL_DEBUG": "WARN", "OMP_WAIT_POLICY": "PASSIVE"}
     assert made.run_directory == str(tmp_path / "runs" / "trial")
     assert made.parameters == 1_787_008
     assert made.environment == "torch"
