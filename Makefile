@@ -2,7 +2,7 @@
 # The environment of the tests and linters is made on first use; PRIMUS_PYTHON or an active virtual environment that
 # already has everything is used instead.
 
-in_dev = @python=$$(./primus-cli env python dev) && PYTHONPATH=src PRIMUS_PYTHON=$$python
+in_dev = @python=$$(./primus-cli env python dev) && PYTHONPATH="$$PWD/src" PRIMUS_PYTHON=$$python
 
 .PHONY: help quickstart test lint docs bench lock clean
 

@@ -20,7 +20,7 @@ from primus.errors import DataError, LaunchError, UsageError
 if TYPE_CHECKING:
     from primus.config.load import Resolved
     from primus.launch.direct import Direct
-    from primus.runtime.training import Job
+    from primus.runtime.job import Job
 
 
 @click.group(help="Train a model.")
@@ -71,8 +71,8 @@ def pretrain(invocation: Invocation, /, **given: object) -> int:
 
 def _job(options: Options, place: Direct, invocation: Invocation, resolved: Resolved) -> Job:
     from primus.plan.planner import make_plan
+    from primus.runtime.job import Job
     from primus.runtime.run_directory import runs_root
-    from primus.runtime.training import Job
 
     directory = runs_root(options.runs_dir) / resolved.experiment.name
     plan = make_plan(resolved, nnodes=place.nnodes, nproc=place.nproc, run_directory=directory)

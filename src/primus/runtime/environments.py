@@ -208,7 +208,7 @@ def _is_rocm(interpreter: Interpreter) -> bool:
         return False
     if "rocm" in distribution.version:
         return True
-    version = Path(str(distribution.locate_file("torch")), "version.py")
+    version = distribution.site / "torch" / "version.py"
     return version.is_file() and "hip: Optional[str] = '" in version.read_text(encoding="utf-8").replace('"', "'")
 
 

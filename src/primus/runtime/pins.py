@@ -7,12 +7,14 @@ there is any environment.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import Distribution, MetadataPathFinder
+from functools import cached_property
 from pathlib import Path
 
 from primus.errors import EnvironmentFault, Problem
@@ -20,6 +22,8 @@ from primus.errors import EnvironmentFault, Problem
 FILES = Path(__file__).parent / "requirements"
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:(==|>=)\s*([0-9][^\s;]*))?")
+
+_METADATA = re.compile(r"(.+?)-([0-9][^-]*)(?:-py3[.\d]*)?\.(?:dist|egg)-info")
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,36 @@ class Lock:
 
 
 @dataclass(frozen=True)
+class Installed:
+    """site: the directory it is imported from."""
+
+    version: str
+    site: Path
+
+
+@dataclass(frozen=True)
 class Interpreter:
-    """A Python that is there already. ``path`` is its import path, without the standard library's zip."""
+    """A Python that is there already. ``path`` is its import path."""
 
     executable: str
     version: tuple[int, int]
     path: tuple[str, ...]
 
-    def installed(self, package: str) -> Distribution | None:
-        context = MetadataPathFinder.Context(name=package, path=list(self.path))
-        return next(iter(MetadataPathFinder.find_distributions(context)), None)
+    def installed(self, package: str) -> Installed | None:
+        """The package as it would be imported, if it is there."""
+        return self._packages.get(normalized(package))
+
+    @cached_property
+    def _packages(self) -> dict[str, Installed]:
+        """Read from the names of metadata directories, which costs a listing each; importlib.metadata would parse
+        every file."""
+        found: dict[str, Installed] = {}
+        for entry in self.path:
+            with suppress(OSError):
+                for name in os.listdir(entry):
+                    if match := _METADATA.fullmatch(name):
+                        found.setdefault(normalized(match[1]), Installed(match[2], Path(entry)))
+        return found
 
 
 def normalized(name: str) -> str:

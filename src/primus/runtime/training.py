@@ -3,72 +3,25 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from primus.backends import registry
 from primus.checkpoints.store import newest_intact
 from primus.errors import PrimusError, RunDirectoryError
-from primus.launch.direct import Command, Direct, render
-from primus.plan.diff import check_continue, differences
+from primus.launch.direct import Command
+from primus.plan.diff import differences
 from primus.plan.plan import Plan
-from primus.runtime.environments import get, import_path, locate, provide
+from primus.runtime.environments import provide
 from primus.runtime.failure import screen
+from primus.runtime.job import Job
 from primus.runtime.lock import RunLock, await_attempt
-from primus.runtime.processes import cores
-from primus.runtime.run_directory import Attempt, RunDirectory
+from primus.runtime.run_directory import Attempt
 from primus.runtime.supervise import Interrupts, Outcome, Supervisor, environment
 
 RENDEZVOUS_SECONDS = 600.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to run. argv: the words after ``primus-cli``, shown where a person may want to repeat them."""
-
-    plan: Plan
-    place: Direct
-    argv: tuple[str, ...]
-
-    @property
-    def directory(self) -> RunDirectory:
-        return RunDirectory(Path(self.plan.run_directory))
-
-    @property
-    def again(self) -> str:
-        return "primus-cli " + shlex.join(self.argv)
-
-    def continued(self) -> Job:
-        """This job as the continuation of what is in its run directory; itself for a new run. Raises RunDirectoryError
-        when it would train something else."""
-        earlier = self.directory.plan()
-        return replace(self, plan=check_continue(earlier, self.plan)) if earlier else self
-
-    def command(self, python: str, attempt: Attempt, token: str) -> Command:
-        """This node's agent. token: tells apart attempts of the same number, e.g. in a directory that was deleted."""
-        plan = self.plan
-        return render(
-            self.place,
-            python=python,
-            attempt=attempt.directory,
-            nproc=plan.topology.nproc_per_node,
-            processes=registry.get(plan.experiment.backend).processes,
-            max_restarts=plan.experiment.resilience.max_restarts,
-            run_id=f"{plan.experiment.name}-{attempt.number}-{token}",
-            env={**plan.env, **import_path()},
-            cores=cores(),
-            inherited=os.environ,
-        )
-
-    def rehearse(self) -> tuple[Command, bool]:
-        """The command that ``train`` would run now, and whether its environment is there. Writes nothing."""
-        located = locate(self.plan.environment)
-        python = located.python if located else str(get(self.plan.environment).directory / "bin" / "python")
-        return self.command(python, self.directory.next_attempt(), "TOKEN"), located is not None
 
 
 def train(job: Job) -> int:
