@@ -14,7 +14,7 @@ import pytest
 
 from primus.errors import EnvironmentFault
 from primus.runtime import environments, installing, pins
-from primus.runtime.environments import ENVIRONMENTS, engine_mismatches, import_path, locate
+from primus.runtime.environments import ENVIRONMENTS, check_backend, engine_mismatches, import_path, locate
 from primus.runtime.pins import Interpreter, Lock, Requirement, read_lock, read_requirements, shortcomings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,6 +213,20 @@ def test_an_installed_package_is_shared_without_its_neighbours(tmp_path: Path) -
     shared = Path(answer.stdout.strip().split(os.pathsep)[0])
     assert [path.name for path in shared.iterdir()] == ["primus"]
     assert (shared / "primus").resolve() == (site / "primus").resolve()
+
+
+def test_a_plugin_that_the_ranks_would_miss_is_refused(
+    monkeypatch: pytest.MonkeyPatch, site: Callable[..., Interpreter]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "support" / "plugins"))
+    ranks = site(**everything())
+    monkeypatch.setattr(environments, "probe", lambda path: ranks)
+    check_backend("torchtitan", "/another/python")
+    check_backend("counting", sys.executable)
+    with pytest.raises(EnvironmentFault, match="but not in /another/python, in which the ranks run"):
+        check_backend("counting", "/another/python")
+    ranks = site(counting="1.0")
+    check_backend("counting", "/another/python")
 
 
 class Waiting(io.StringIO):

@@ -230,6 +230,24 @@ def engine_mismatches(interpreter: Interpreter, engine: dict[str, str]) -> list[
     return problems
 
 
+def check_backend(name: str, python: str) -> None:
+    """Raise EnvironmentFault when the ranks' interpreter would not find backend `name`, a plugin that this one has."""
+    from importlib.metadata import entry_points
+
+    from primus.backends.registry import BUILT_IN, GROUP
+
+    if name in BUILT_IN or Path(python) == Path(sys.executable):
+        return
+    packages = [point.dist.name for point in entry_points(group=GROUP, name=name) if point.dist]
+    interpreter = probe(python)
+    missing = [package for package in packages if interpreter.installed(package) is None]
+    if missing:
+        raise EnvironmentFault(
+            f"backend '{name}' is in {sys.executable} but not in {python}, in which the ranks run",
+            remedy=f"install {missing[0]} there too; or set PRIMUS_PYTHON to an interpreter that has everything",
+        )
+
+
 def main() -> NoReturn:
     """``python -m primus.runtime.environments NAME``: what the bootstrap calls when there is nothing yet."""
     try:

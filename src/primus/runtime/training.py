@@ -14,7 +14,7 @@ from primus.errors import PrimusError, RunDirectoryError
 from primus.launch.direct import Command
 from primus.plan.diff import differences
 from primus.plan.plan import Plan
-from primus.runtime.environments import provide
+from primus.runtime.environments import check_backend, provide
 from primus.runtime.failure import screen
 from primus.runtime.job import Job
 from primus.runtime.lock import RunLock, await_attempt
@@ -28,6 +28,7 @@ def train(job: Job) -> int:
     """Run `job` on this node to its end, or say that it is complete. Returns the exit code: 0 done, 1 failed,
     128 + n stopped by signal n."""
     python = provide(job.plan.environment)
+    check_backend(job.plan.experiment.backend, python)
     if job.place.node_rank:
         return _join(job, python)
     with job.directory.claim(say) as lock:
