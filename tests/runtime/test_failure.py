@@ -112,6 +112,6 @@ def test_every_cause_has_a_remedy() -> None:
 
 def test_an_agent_that_failed_shows_its_last_words() -> None:
     text = shown(Outcome(agent="the agent exited with code 1\nTraceback\nImportError: no torch"))
-    assert "the processes could not be started: the agent exited with code 1" in text
+    assert "the processes failed without a report: the agent exited with code 1" in text
     assert "ImportError: no torch" in text
     assert "primus-cli env check" in text

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import TRIAL, Cli, environment_of, processes_with, wait_for
+from command_line import ROOT, TRIAL, Cli, environment_of, processes_with, wait_for
 
 from primus.checkpoints import store
 from primus.events.follow import read_run
@@ -244,6 +244,39 @@ def test_a_run_directory_that_cannot_be_written_is_one_clear_error(cli: Cli, tri
     assert "cannot write here" in done.stderr
     assert "--runs-dir" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def on_a_mount(cli: Cli, options: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command line with ``disk`` mounted as a file system of its own, in a name space of its own."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs user namespaces, which are off here")
+    (cli.home / "disk").mkdir()
+    line = f"mount -t tmpfs -o {options} none disk && exec '{ROOT}/primus-cli' {' '.join(words)}"
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", line], cwd=cli.home, env=cli.env, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_read_only_disk(cli: Cli, trial: Path) -> None:
+    done = on_a_mount(cli, "ro", *train("--runs-dir", "disk"))
+    assert done.returncode == 1
+    assert "cannot write here: Read-only file system" in done.stderr
+    assert "choose another place with --runs-dir DIR" in done.stderr
+
+
+@pytest.mark.parametrize("size", ["8k", "64k", "200k"])
+def test_a_disk_that_fills_up(cli: Cli, trial: Path, size: str) -> None:
+    """Before the attempt is made, while it is made, and in the middle of training."""
+    more = ("--runs-dir", "disk", "train.steps=5000", "checkpoint.interval=50", "monitor.tensorboard=false")
+    done = on_a_mount(
+        cli,
+        f"size={size}",
+        *train(*more),
+    )
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert re.search(r"free (some )?space|choose another place", done.stderr)
+    assert "fault in Primus" not in done.stderr
 
 
 def test_odd_places_work(cli: Cli, tmp_path: Path) -> None:

@@ -109,14 +109,14 @@ def screen(outcome: Outcome, name: str, logs: Path, again: str, width: int = 100
     elif outcome.failures:
         first = root(outcome.failures)
         lines += _headline(first, outcome.failures, width)
-        text = f"{first['traceback']}\n{first['error']}"
+        text = f"{first['traceback']}\n{first['error']}\n{outcome.agent}"
         log = logs / f"rank-{first['rank']}.log"
         remedy = first.get("remedy") or ""
         if first["traceback"].strip() and not remedy:  # an error of ours says it all without a traceback
             lines += ["", *_excerpt(first["traceback"], width)]
     else:
         what, _, words = outcome.agent.partition("\n")
-        lines += _wrapped(f"the processes could not be started: {what}", width)
+        lines += _wrapped(f"the processes failed without a report: {what}", width)
         lines += ["", *_excerpt(words, width)] if words else []
     found = next((cause for cause in CAUSES if cause.pattern.search(text)), None)
     lines.append("")

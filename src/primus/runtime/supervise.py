@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Literal, TextIO
 
 from primus.config.units import seconds
+from primus.errors import PrimusError
 from primus.events.bus import Bus
 from primus.events.follow import Follower
 from primus.events.sinks.console import Console
@@ -188,9 +189,12 @@ class Supervisor:
             outcome.reason = "complete"
         elif not outcome.failures:
             outcome.agent = f"the agent {ending(code)}\n{tail(log)}".strip()
-        if outcome.reason != (self.ended or None):
-            with Bus(self.attempt.directory, f"launcher{self.node}") as bus:
-                bus.emit(RunEnded(reason=outcome.reason, step=outcome.step))
+        if outcome.reason != self.ended:
+            try:
+                with Bus(self.attempt.directory, f"launcher{self.node}") as bus:
+                    bus.emit(RunEnded(reason=outcome.reason, step=outcome.step))
+            except (OSError, PrimusError) as error:  # a full disk, most likely what ended the ranks too
+                outcome.agent += f"\n{error}"
 
 
 def environment() -> dict[str, str]:
