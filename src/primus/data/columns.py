@@ -8,6 +8,8 @@ from typing import Any
 
 from primus.errors import DataError
 
+BUFFER = 1 << 20
+"""Bytes of a column chunk read at a time; without it a row group is read whole."""
 ROWS = 256
 """Rows decoded at a time."""
 
@@ -29,7 +31,7 @@ def parquet_texts(path: Path, field: str, start: int, end: int) -> Iterator[tupl
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
             _check_field(path, file.schema_arrow, field)
             groups = range(start, file.num_row_groups if end < 0 else end)
             batches = file.iter_batches(batch_size=ROWS, row_groups=list(groups), columns=[field], use_threads=False)

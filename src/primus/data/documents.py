@@ -21,10 +21,10 @@ Piece = tuple[str, bool]
 Separable = Callable[[str, str], bool]
 """Whether encoding two neighbouring stretches of text apart gives the same ids as encoding them together."""
 
-PIECE = 4 << 20
+PIECE = 1 << 20
 """Characters; longer documents are encoded in pieces of about this length."""
-BLOCK = 1 << 20
-MAX_LINE = 64 << 20
+BLOCK = 256 << 10
+MAX_LINE = 32 << 20
 """Bytes; a longer line or JSON record is refused, because it has to be held in memory whole, several times over."""
 CONTEXT = 256
 MAX_LISTED = 10

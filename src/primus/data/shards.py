@@ -14,13 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from primus.data.documents import BLOCK, BadRecords, read_shard
+from primus.data.documents import BadRecords, read_shard
 from primus.data.encoder import Encoder, EncoderName
 from primus.data.inputs import DocumentUnit, Shard
 from primus.errors import DataError
 
 FLUSH = 1 << 20
 """Tokens written at a time."""
+STRETCH = 1 << 20
+"""Bytes of text between two reports, and two samples for the reference encoder."""
 SAMPLES = 32
 SAMPLE_CHARACTERS = 800
 MAX_DOCUMENT = 2**31 - 1
@@ -139,7 +141,7 @@ def encode_shard(
             for text, last in read_shard(shard, job.field, job.unit, bad, encoder.separable):
                 output.add(encoder.encode(text), last)
                 text_bytes += len(text) if text.isascii() else len(text.encode())
-                if text_bytes - reported >= BLOCK or not samples:
+                if text_bytes - reported >= STRETCH or not samples:
                     progress(text_bytes - reported)
                     reported = text_bytes
                     if len(samples) < SAMPLES:
@@ -179,7 +181,7 @@ def output_error(error: OSError, directory: str | Path) -> DataError:
 def hash_file(path: Path) -> str:
     """xxh3-128 of a file's bytes."""
     state = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(BLOCK))
+    buffer = memoryview(bytearray(STRETCH))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
             state.update(buffer[:size])
