@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,7 @@ class Installation:
         directory = self.directory
         self.out.write(f"Making the {self.name} environment, once: {len(self.lock.pins)} packages into {directory}\n")
         self.log.write_bytes(b"")
+        self.progress.start()
         # -I: what the user has on PYTHONPATH or in the user site must not look like an installed package to pip.
         self._call([sys.executable, "-I", "-m", "venv", str(directory)])
         pip = [str(directory / "bin" / "python"), "-I", "-m", "pip", "--no-input", "--disable-pip-version-check"]
@@ -142,7 +144,7 @@ class Installation:
                     if not line.startswith("Progress "):
                         file.write(line)
                         lines.append(line)
-                    self.progress.show(line)
+                    self.progress.take(line)
             except BaseException:
                 child.kill()
                 raise
@@ -165,16 +167,23 @@ def fault(name: str, directory: Path, said: str, log: Path | None) -> Environmen
 
 
 class Progress:
-    """One line that is rewritten on a terminal; elsewhere a line every ten seconds."""
+    """How far pip is: one line that is rewritten on a terminal, a line every ten seconds elsewhere. Drawn by a thread,
+    since pip says nothing while it downloads for minutes."""
 
     def __init__(self, out: TextIO, packages: int) -> None:
         self.out, self.packages = out, packages
         self.terminal = out.isatty()
         self.seen: set[str] = set()
         self.current, self.size = "preparing", ""
-        self.began = self.shown = time.monotonic()
+        self.began = time.monotonic()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._draw_on, daemon=True)
 
-    def show(self, line: str) -> None:
+    def start(self) -> None:
+        self._thread.start()
+
+    def take(self, line: str) -> None:
+        """Note what a line of pip's says."""
         words = line.split()
         if line.startswith("Collecting ") and len(words) > 1:
             package = re.split(r"[=<>!~\[;]", words[1])[0]
@@ -188,19 +197,24 @@ class Progress:
             self.current, self.size = "unpacking", ""
         elif "Retrying" in line:
             self.current, self.size = "the package index does not answer, retrying", ""
-        now = time.monotonic()
-        if now - self.shown < (0.1 if self.terminal else 10):
-            return
-        self.shown = now
+
+    def line(self) -> str:
         count = f"{min(len(self.seen), self.packages)}/{self.packages}"
-        text = " ".join(filter(None, [f"  {count}", self.current, self.size, f"{now - self.began:.0f} s"]))
-        if self.terminal:
-            width = shutil.get_terminal_size().columns - 1
-            self.out.write(f"\r\x1b[K {text[: width - 1]}")
-        else:
-            self.out.write(f" {text}\n")
-        self.out.flush()
+        parts = (count, self.current, self.size, f"{time.monotonic() - self.began:.0f} s")
+        return "  " + "  ".join(part for part in parts if part)
+
+    def _draw_on(self) -> None:
+        wait = 0.2 if self.terminal else 10.0
+        while not self._done.wait(wait):
+            line = self.line()
+            if self.terminal:
+                line = f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}"
+            self.out.write(line + ("" if self.terminal else "\n"))
+            self.out.flush()
 
     def close(self, text: str) -> None:
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
         self.out.write(("\r\x1b[K" if self.terminal else "") + (f"{text}\n" if text else ""))
         self.out.flush()
