@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +44,8 @@ class Encoder:
     @property
     def label(self) -> str:
         """Package and version, for the manifest."""
+        from importlib.metadata import version  # slow to import, and no worker needs it
+
         return f"{self.name} {version(self.name)}"
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:

@@ -31,7 +31,7 @@ from primus.data.shares import SLOTS
 
 ROUNDS = 6
 MAX_SIZE = 2**62
-CHUNK = 65536
+CHUNK = 16384
 """Indices worked on at a time: large enough that numpy's cost a call vanishes, small enough for the cache."""
 
 Int64Array = npt.NDArray[np.int64]

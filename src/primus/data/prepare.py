@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -248,11 +247,12 @@ class _Encoders:
 
 @dataclass(frozen=True)
 class _Work:
-    """All shards encoded and merged. index: the new .idx file; digest: of the tokens."""
+    """All shards encoded and merged. index: the new .idx file; encoder: package and version."""
 
     results: list[ShardResult]
     index: Path
     tokens: FileFacts
+    encoder: str
 
 
 def _encode_and_merge(
@@ -282,7 +282,7 @@ def _encode_and_merge(
     with index.open("wb") as file:
         write_index(file, job.dtype, merger.lengths)
         sync(file)
-    return _Work(finished, index, tokens)
+    return _Work(finished, index, tokens, encoders.chosen.label)
 
 
 def _check(samples: Sequence[Sample], reference: Reference, job: Job) -> None:
@@ -307,7 +307,7 @@ def _describe(request: Request, job: Job, work: _Work, tokenizer: TokenizerFacts
         bin=work.tokens,
         idx=idx,
         tokenizer=tokenizer,
-        encoder=f"{job.encoder} {version(job.encoder)}",
+        encoder=work.encoder,
         empty_documents=sum(result.empty for result in results),
         bad_records=sum(result.bad for result in results),
         text_bytes=sum(result.text_bytes for result in results),
