@@ -82,7 +82,7 @@ class HashingWriter(FileSystemWriter):
         return future
 
     def _write_file(self, name: str, items: list[WriteItem], planner: SavePlanner) -> list[WriteResult]:
-        # A CRC-32 of every tensor would take five times as long as the hash of the same bytes. Set for this thread only.
+        # A CRC-32 of every tensor would take five times as long as our hash of the same bytes. Of this thread only.
         torch.serialization.set_crc32_options(False)
         results = []
         with HashedFile(Path(self.path) / name) as file:
