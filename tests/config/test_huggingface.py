@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primus.config import huggingface
@@ -168,6 +168,7 @@ def test_both_spellings_of_rotary_scaling_mean_the_same() -> None:
     assert Model.model_validate(old).rope_scaling is not None
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=12), st.integers() | st.text(max_size=5) | st.none(), max_size=5))
 def test_keys_that_no_model_class_reads_change_nothing(extra: dict[str, Any]) -> None:
     unknown = {f"x_{key}": value for key, value in extra.items()}

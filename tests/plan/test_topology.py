@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from primus.config.experiment import Experiment
@@ -146,6 +146,7 @@ machines = st.tuples(st.integers(1, 6), st.integers(1, 12))
 batches = st.tuples(st.integers(1, 64), st.integers(1, 8))
 
 
+@settings(deadline=None)
 @given(machines, axes, batches)
 @example((1, 7), {"data_replicate": 1, "context": 1, "tensor": 7, "pipeline": 1}, (7, 1))
 def test_what_resolves_adds_up_and_what_does_not_says_how(
@@ -182,6 +183,7 @@ def test_absurd_sizes_are_refused_quickly(size: int) -> None:
         assert all(finding.remedy for finding in findings)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**15), st.integers(1, 10**15))
 @example(2**61 - 1, 2**61 - 2)
 def test_divisors_divide(value: int, total: int) -> None:
@@ -190,6 +192,7 @@ def test_divisors_divide(value: int, total: int) -> None:
     assert all(total % divisor == 0 for divisor in found)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**9), st.integers(1, 10**6))
 def test_multiples_surround(value: int, unit: int) -> None:
     found = nearest_multiples(value, unit)
