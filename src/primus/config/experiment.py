@@ -234,7 +234,9 @@ class Parallel(Section):
         default=None, description="Pipeline schedule; default: 1f1b, or interleaved_1f1b with virtual stages."
     )
     context: PositiveInt = Field(default=1, description="Ranks that share one sequence.")
-    expert: PositiveInt = Field(default=1, description="Expert-parallel ranks, shared with the data_shard, context and tensor axes.")
+    expert: PositiveInt = Field(
+        default=1, description="Expert-parallel ranks, shared with the data_shard, context and tensor axes."
+    )
 
 
 class Moe(Section):
