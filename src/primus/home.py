@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from primus.errors import EnvironmentFault
@@ -17,3 +18,8 @@ def primus_home() -> Path:
     if not cache:
         raise EnvironmentFault("neither PRIMUS_HOME nor HOME is set", remedy="set PRIMUS_HOME to a writable directory")
     return Path(cache, "primus").absolute()
+
+
+def invoked_as() -> str:
+    """The command as the user typed it, quoted for a shell: ``./primus-cli`` in a checkout, ``primus-cli`` on PATH."""
+    return shlex.quote(os.environ.get("PRIMUS_INVOKED_AS", "primus-cli"))

@@ -84,5 +84,5 @@ def test_a_stop_while_the_engine_is_still_starting_is_clean(cli: Cli, run: Path)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
-    assert "continue  primus-cli direct --nproc 2" in out
+    assert "primus-cli direct --nproc 2 -- train pretrain --config tiny.yaml" in out
     assert not processes_with(str(run))

@@ -19,7 +19,7 @@ def failure(rank: int, time: float, error: str, traceback: str = "", **more: Any
 
 
 def shown(outcome: Outcome, width: int = 100) -> str:
-    text = screen(outcome, "a", LOGS, AGAIN, width)
+    text = screen(outcome, LOGS, "primus-cli run logs a", AGAIN, width)
     assert max(len(line) for line in text.splitlines() if not line.startswith(("log", "continue"))) <= max(60, width)
     return text
 

@@ -93,8 +93,28 @@ def test_a_signal_saves_and_leaves_with_the_command_that_continues(
     step = newest(trial)
     assert step > 0
     assert f"stopped after step {step:,}" in out
-    assert "continue  primus-cli train pretrain --config trial.yaml train.steps=100000" in out
+    assert f"continue  {ROOT}/primus-cli train pretrain --config trial.yaml train.steps=100000" in out
     assert read_run(run_of(trial)).status == "stopped"
+
+
+def test_a_signal_that_was_ignored_on_purpose_stays_ignored(cli: Cli, trial: Path) -> None:
+    line = f"trap '' HUP; exec '{ROOT}/primus-cli' {' '.join(train('train.steps=300'))}"
+    process = subprocess.Popen(["sh", "-c", line], cwd=trial.parent, env=cli.env, stdout=subprocess.DEVNULL)
+    cli.started.append(process)
+    wait_for(lambda: started(trial))
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 0
+    assert newest(trial) == 300
+
+
+def test_ranks_that_stop_by_themselves_are_no_success(cli: Cli, trial: Path) -> None:
+    process = cli.start(*train("train.steps=100000"))
+    wait_for(lambda: started(trial))
+    for pid in processes_with(f"primus.runtime.worker {run_of(trial)}"):
+        os.kill(pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 143, err
+    assert "stopped after step" in out
 
 
 def test_a_second_signal_ends_at_once_and_leaves_no_half_checkpoint(cli: Cli, trial: Path) -> None:
@@ -126,7 +146,7 @@ def test_an_exception_in_a_rank_shows_where_it_began(cli: Cli, trial: Path) -> N
     assert re.search(r"rank 1 on \S+ failed: OSError: the network went away", screen)
     assert 'raise OSError("the network went away")' in screen
     assert str(run_of(trial) / "attempts/1/logs/rank-1.log") in screen
-    assert "continue      primus-cli direct --nproc 2 -- train pretrain --config trial.yaml" in screen
+    assert f"continue      {ROOT}/primus-cli direct --nproc 2 -- train pretrain --config trial.yaml" in screen
     assert len(screen.splitlines()) <= 30
     assert "OSError" in (run_of(trial) / "attempts/1/logs/rank-1.log").read_text()
     assert read_run(run_of(trial)).status == "failed"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ROOT / "tests" / "support" / "plugins"
@@ -30,7 +31,7 @@ class Cli:
 
     home: Path
     env: dict[str, str]
-    started: list[subprocess.Popen[str]]
+    started: list[subprocess.Popen[Any]]
 
     def environment(self, **more: str) -> dict[str, str]:
         return {**self.env, **more}

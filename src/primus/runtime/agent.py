@@ -56,17 +56,22 @@ class Control:
 
     pids: Callable[[], list[int]] = field(default=list)
     stopping: bool = False
+    hung: bool = False
 
     def install(self) -> None:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGUSR1, lambda *_: self._send(signal.SIGUSR1))
-        signal.signal(signal.SIGUSR2, lambda *_: self._send(signal.SIGKILL))
+        signal.signal(signal.SIGUSR2, self._end)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
         if not self._send(signal.SIGTERM):
             raise SystemExit(0)  # nothing has been started yet: there is nothing to save
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self.hung = True
+        self._send(signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> bool:
         pids = self.pids()
@@ -84,27 +89,25 @@ class Reporter:
         self.bus = Bus(task.attempt, f"node{task.node_rank}")
         self.memory_kills = memory_kills()
 
-    def failed(self, codes: Mapping[int, int], stopping: bool) -> bool:
+    def failed(self, codes: Mapping[int, int], control: Control) -> bool:
         """Report what the ranks did not; True when starting again would not help. codes: rank -> exit status."""
         for rank, code in codes.items():
-            if code not in (RETRYABLE, FINAL) and not (stopping and code == -signal.SIGTERM):
-                self.bus.emit(self._death(rank, code))
-        return FINAL in codes.values() or stopping
+            if code not in (RETRYABLE, FINAL) and not (control.stopping and code == -signal.SIGTERM):
+                self.bus.emit(self._death(rank, code, control.hung))
+        control.hung = False
+        return FINAL in codes.values() or control.stopping
 
-    def _death(self, rank: int, code: int) -> RankFailed:
-        error, remedy = ending(code), ""
-        if code == -signal.SIGKILL:
+    def _death(self, rank: int, code: int, hung: bool) -> RankFailed:
+        error = ending(code)
+        if code == -signal.SIGKILL and hung:
+            error = "ended because the run hung"
+        elif code == -signal.SIGKILL:
             if memory_kills() > self.memory_kills >= 0:
                 error += " by the kernel: out of memory"
             else:
                 error += " from outside"
-        return RankFailed(
-            rank=rank,
-            node=socket.gethostname(),
-            error=error,
-            traceback=tail(self.task.attempt / "logs" / f"rank-{rank}.log"),
-            remedy=remedy,
-        )
+        log = self.task.attempt / "logs" / f"rank-{rank}.log"
+        return RankFailed(rank=rank, node=socket.gethostname(), error=error, traceback=tail(log))
 
     def restarting(self, left: int) -> None:
         self.bus.emit(

@@ -59,7 +59,7 @@ class Agent(LocalElasticAgent):
         result: RunResult = super()._monitor_workers(worker_group)
         if result.is_failed():
             codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
-            if self.reporter.failed(codes, self.control.stopping):
+            if self.reporter.failed(codes, self.control):
                 self._remaining_restarts = 0
             elif self._remaining_restarts > 0:
                 self.reporter.restarting(self._remaining_restarts - 1)

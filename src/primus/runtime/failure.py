@@ -94,8 +94,9 @@ def root(failures: Sequence[Failure]) -> Failure:
     return next((failure for failure in ordered if not SECONDARY.search(failure["error"])), ordered[0])
 
 
-def screen(outcome: Outcome, name: str, logs: Path, again: str, width: int = 100) -> str:
-    """The report, at most `width` columns and about 30 lines. again: the command line that continues the run."""
+def screen(outcome: Outcome, logs: Path, every_log: str, again: str, width: int = 100) -> str:
+    """The report, at most `width` columns and about 30 lines. every_log, again: the command lines that show
+    the logs of all ranks and that continue the run."""
     width = max(60, min(width, 120))
     lines: list[str] = []
     text, log, remedy = outcome.agent, logs, ""
@@ -125,7 +126,7 @@ def screen(outcome: Outcome, name: str, logs: Path, again: str, width: int = 100
     if remedy or found:
         lines += _wrapped(f"what to do    {remedy or (found.remedy if found else '')}", width, 14)
     lines.append(f"log           {log}")
-    lines.append(f"all logs      primus-cli run logs {name}")
+    lines.append(f"all logs      {every_log}")
     lines.append(f"continue      {again}")
     return "\n".join(lines) + "\n"
 

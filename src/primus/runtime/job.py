@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from primus.backends import registry
+from primus.home import invoked_as
 from primus.launch.direct import Command, Direct, render
 from primus.plan.diff import check_continue
 from primus.plan.plan import Plan
@@ -30,7 +31,7 @@ class Job:
 
     @property
     def again(self) -> str:
-        return "primus-cli " + shlex.join(self.argv)
+        return f"{invoked_as()} {shlex.join(self.argv)}"
 
     def continued(self) -> Job:
         """This job as the continuation of what is in its run directory; itself for a new run. Raises RunDirectoryError

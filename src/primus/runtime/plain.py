@@ -68,7 +68,7 @@ def run(task: Task, control: Control, reporter: Reporter) -> int:
         failed = ranks.wait()
         if not failed:
             return 0
-        hopeless = reporter.failed(failed, control.stopping)
+        hopeless = reporter.failed(failed, control)
         ranks.end()
         if hopeless or restart == task.max_restarts:
             break

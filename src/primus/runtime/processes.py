@@ -13,18 +13,20 @@ RETRYABLE = 75
 """Exit code of a worker that failed, reported why, and may be started again (EX_TEMPFAIL)."""
 FINAL = 78
 """Exit code of a worker whose failure a restart would only repeat (EX_CONFIG)."""
-STOPPED = 0
-"""A worker that was asked to stop leaves as one that is done: what it saved is complete."""
+PARENT = "PRIMUS_PARENT"
+"""Process id of whoever started this process, in its environment."""
 
 PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int | None = None) -> None:
+def die_with_parent() -> None:
     """Have this process killed when the one that started it dies, however it dies: no rank trains on unattended.
 
-    parent: its process id as it was when this process was started; None: the present parent.
+    That one may be dead already, in which case the present parent is another: PARENT tells. Processes started from
+    here on find this one there.
     """
-    expected = os.getppid() if parent is None else parent
+    expected = int(os.environ.get(PARENT, os.getppid()))
+    os.environ[PARENT] = str(os.getpid())
     if sys.platform == "linux":
         if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")

@@ -6,16 +6,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from primus.config.units import seconds
-from primus.errors import PrimusError
+from primus.errors import LaunchError, PrimusError
 from primus.events.bus import Bus
 from primus.events.follow import Follower
 from primus.events.sinks.console import Console
@@ -23,7 +22,7 @@ from primus.events.types import RunEnded
 from primus.launch.direct import Command
 from primus.plan.plan import Plan
 from primus.runtime.agent import tail
-from primus.runtime.processes import ending
+from primus.runtime.processes import PARENT, ending
 from primus.runtime.run_directory import Attempt
 from primus.runtime.stacks import silent_ranks
 
@@ -33,6 +32,9 @@ START_SECONDS = 600.0
 
 OTHER_NODE_SECONDS = 5.0
 """After another node's launcher has given up, how long the ranks of this one may take to notice by themselves."""
+
+UNSTARTED_SECONDS = 10.0
+"""How long ranks that were asked to stop before they began to train may take."""
 
 Failure = dict[str, Any]
 """A ``rank_failed`` record."""
@@ -61,7 +63,9 @@ class Interrupts:
         self.first = 0
 
     def __enter__(self) -> Interrupts:
-        self._before = {number: signal.signal(number, self._take) for number in self.NUMBERS}
+        # What was ignored on purpose stays so: nohup means that a closed terminal is no reason to stop.
+        wanted = [number for number in self.NUMBERS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._take) for number in wanted}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,29 +80,19 @@ class Interrupts:
 class Supervisor:
     """Runs the agent's command of one attempt to its end."""
 
-    def __init__(
-        self, plan: Plan, attempt: Attempt, beat: Callable[[], None], node: int = 0, out: TextIO | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, attempt: Attempt, beat: Callable[[], None], node: int = 0) -> None:
         self.plan, self.attempt, self.beat, self.node = plan, attempt, beat, node
-        self.out = out or sys.stderr
         self.outcome = Outcome()
         self.hang_timeout = seconds(plan.experiment.resilience.hang_timeout)
         self.ended = ""
         self.stepped = False
+        self.training = False
         self.other_failed = 0.0
 
     def run(self, command: Command, environment: Mapping[str, str], interrupts: Interrupts) -> Outcome:
-        """Start the agent, follow the run, return how it ended."""
+        """Start the agent, follow the run, return how it ended. Raises LaunchError when it cannot be started."""
         log = self.attempt.logs / f"agent-{self.node}.log"
-        with log.open("ab") as file:
-            agent = subprocess.Popen(
-                command.argv,
-                env={**environment, **command.env},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
+        agent = self._start(command, environment, log)
         console = Console(self.plan)
         try:
             with Follower(self.attempt.directory) as follower:
@@ -113,11 +107,29 @@ class Supervisor:
             agent.wait()
         return self.outcome
 
+    def _start(self, command: Command, environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+        try:
+            with log.open("ab") as file:
+                return subprocess.Popen(
+                    command.argv,
+                    env={**environment, **command.env, PARENT: str(os.getpid())},
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise LaunchError(
+                f"the processes cannot be started: {error.strerror}",
+                where=str(error.filename or log),
+                remedy="primus-cli env check",
+            ) from error
+
     def _watch(
         self, agent: subprocess.Popen[bytes], follower: Follower, console: Console, interrupts: Interrupts
     ) -> None:
         asked = 0
-        heard = time.monotonic()
+        heard = since = time.monotonic()
         while True:
             code = agent.poll()  # before the events, so that none is missed
             records = follower.poll()
@@ -131,19 +143,26 @@ class Supervisor:
                 return
             self.beat()
             if interrupts.count > asked:
-                asked = interrupts.count
+                asked, since = interrupts.count, now
                 self._stop(agent, asked, console)
+            if asked and not self.training and now - since > UNSTARTED_SECONDS:
+                agent.kill()  # it still imports, or waits for other nodes: there is nothing to save
             if self.other_failed and now - self.other_failed > OTHER_NODE_SECONDS:
                 agent.kill()
             limit = self.hang_timeout if self.stepped else max(self.hang_timeout, START_SECONDS)
-            if now - heard > limit and not self.ended:
-                self._end_hang(agent, now - heard)
+            if now - heard > limit:
+                if self.ended:
+                    agent.kill()  # it is done, but some rank does not leave
+                else:
+                    self._end_hang(agent, now - heard)
                 heard = time.monotonic()
             time.sleep(POLL_SECONDS)
 
     def _take(self, record: dict[str, Any]) -> None:
         kind = record["event"]
-        if kind == "step_done":
+        if kind == "run_started":
+            self.training = True
+        elif kind == "step_done":
             self.outcome.step = record["step"]
             self.stepped = True
         elif kind == "notice" and record["writer"].startswith("node"):  # an agent's only notice: it restarts the ranks
@@ -179,11 +198,11 @@ class Supervisor:
     def _conclude(self, code: int, log: Path, interrupts: Interrupts) -> None:
         outcome = self.outcome
         outcome.signal = interrupts.first
-        if code == 0 and self.ended == "complete":
+        if self.ended == "complete" and not outcome.failures:
             outcome.reason = "complete"
         elif interrupts.count and (code == 0 or interrupts.count > 1 or not outcome.failures):
             outcome.reason = "stopped"
-        elif code == 0 and self.ended == "stopped":
+        elif self.ended == "stopped" and not outcome.failures:
             outcome.reason = "stopped"  # on another node, or by a signal to the ranks themselves
         elif code == 0 and self.node:
             outcome.reason = "complete"

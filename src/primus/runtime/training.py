@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TextIO
 
 from primus.checkpoints.store import newest_intact
 from primus.errors import PrimusError, RunDirectoryError
+from primus.home import invoked_as
 from primus.launch.direct import Command
 from primus.plan.diff import differences
 from primus.plan.plan import Plan
@@ -26,7 +28,7 @@ RENDEZVOUS_SECONDS = 600.0
 
 def train(job: Job) -> int:
     """Run `job` on this node to its end, or say that it is complete. Returns the exit code: 0 done, 1 failed,
-    128 + n stopped by signal n."""
+    128 + n stopped by signal n, also when it came to another node."""
     python = provide(job.plan.environment)
     check_backend(job.plan.experiment.backend, python)
     if job.place.node_rank:
@@ -73,7 +75,7 @@ def _is_complete(job: Job) -> bool:
         return False
     tell(
         f"{experiment.name} is complete: {newest.step:,} of {experiment.train.steps:,} steps, in {job.directory.path}\n"
-        f"  look      primus-cli run show {experiment.name}\n"
+        f"  look      {invoked_as()} run show {experiment.name}\n"
         f"  go on     the same command with train.steps={2 * newest.step}"
     )
     return True
@@ -96,18 +98,21 @@ def _finish(job: Job, attempt: Attempt, outcome: Outcome, report: Path | None) -
     name = job.plan.experiment.name
     if outcome.reason == "failed":
         width = shutil.get_terminal_size((100, 24)).columns
-        tell("\n" + screen(outcome, name, attempt.logs, job.again, width).rstrip(), sys.stderr)
+        tell(
+            "\n" + screen(outcome, attempt.logs, f"{invoked_as()} run logs {name}", job.again, width).rstrip(),
+            sys.stderr,
+        )
         return 1
     if outcome.reason == "complete":
         lines = [f"complete: {outcome.step:,} steps in {job.directory.path}"]
         code = 0
     else:
         lines = [f"stopped after step {outcome.step:,}", f"  continue  {job.again}"]
-        code = 128 + outcome.signal if outcome.signal else 0
+        code = 128 + (outcome.signal or signal.SIGTERM)
     if report is not None:
         lines.append(f"  report    {report}")
     if job.place.node_rank == 0:
-        lines.append(f"  look      primus-cli run show {name}")
+        lines.append(f"  look      {invoked_as()} run show {name}")
     tell("\n".join(lines))
     return code
 
