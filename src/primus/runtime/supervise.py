@@ -181,6 +181,8 @@ class Supervisor:
     def _stop(self, agent: subprocess.Popen[bytes], asked: int, console: Console) -> None:
         if asked == 1:
             notice = "stopping: the step is finished and a checkpoint saved; Ctrl-C again ends it at once, without"
+            if not self.training:
+                notice = "stopping; training has not begun"
             console.handle({"event": "notice", "time": time.time(), "message": notice, "step": None})
             agent.send_signal(signal.SIGTERM)
         else:
