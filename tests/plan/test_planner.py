@@ -283,13 +283,20 @@ def test_each_limit_of_a_backend_is_named(plan: Callable[..., Plan]) -> None:
     )
     said = "\n".join(lines)
     assert "narrow has no model_type 'llama' (it has qwen3)" in said
-    assert "narrow cannot split along 'tensor' (2) (it has data_shard)" in said
+    assert "narrow cannot split along 'tensor' (2) (it has data_replicate)" in said
     assert "narrow does not run on cpu (it has cuda)" in said
     assert "compile: true cannot be honoured by narrow: it has no compiler (compile: false)" in said
     assert "recompute: full cannot be honoured by narrow: it keeps everything (recompute: none)" in said
     assert "checkpoint.async: false cannot be honoured" in said
     assert "mask_eod" not in said
     assert len(lines) == 6
+
+
+@pytest.mark.usefixtures("narrow")
+def test_an_axis_that_auto_would_use_counts_as_used(plan: Callable[..., Plan]) -> None:
+    lines = refused(plan, "backend=narrow", model="tiny_qwen3", hardware="H100", precision="bf16", nproc=2)
+    assert len(lines) == 1
+    assert "narrow cannot split along 'data_shard' (2)" in lines[0]
 
 
 @pytest.mark.usefixtures("narrow")

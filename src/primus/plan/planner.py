@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from primus.backends import registry
 from primus.backends.base import Backend, NativeConfig
 from primus.config import huggingface
 from primus.config.experiment import Experiment, Workflow
-from primus.errors import DataError, PlanError, Problem
+from primus.config.keys import keys
+from primus.errors import DataError, EnvironmentFault, PlanError, Problem
 from primus.plan import checks, model_size, topology
 from primus.plan.finding import Finding
-from primus.plan.plan import Patch, Plan, PlannedData
+from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
 if TYPE_CHECKING:
     from primus.config.load import Resolved
@@ -41,7 +43,7 @@ def make_plan(
     backend = registry.get(experiment.backend)
     arranged, findings = topology.resolve(experiment, nnodes=nnodes, nproc=nproc)
     findings += checks.check(experiment, arranged)
-    findings += _beyond(experiment, backend, workflow)
+    findings += _beyond(experiment, arranged, backend, workflow)
     findings += _secrets(experiment)
     data: PlannedData | None = None
     of_data: list[Problem] = []
@@ -111,7 +113,7 @@ def _with_local_start(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"model": model})
 
 
-def _beyond(experiment: Experiment, backend: Backend, workflow: str) -> Iterator[Finding]:
+def _beyond(experiment: Experiment, arranged: Topology | None, backend: Backend, workflow: str) -> Iterator[Finding]:
     """What this backend cannot do."""
     can, name = backend.capabilities(), backend.name
     if workflow not in can.workflows:
@@ -120,7 +122,7 @@ def _beyond(experiment: Experiment, backend: Backend, workflow: str) -> Iterator
     if family not in can.model_types:
         yield Finding("model.model_type", f"{name} has no model_type '{family}'", _offer(can.model_types))
     for axis in AXES:
-        size = getattr(experiment.parallel, axis)
+        size = getattr(arranged or experiment.parallel, axis)
         if size not in (1, "auto") and axis not in can.parallel_axes:
             yield Finding(f"parallel.{axis}", f"{name} cannot split along '{axis}' ({size})", _offer(can.parallel_axes))
     device, precision = experiment.hardware.device, experiment.precision
@@ -131,13 +133,15 @@ def _beyond(experiment: Experiment, backend: Backend, workflow: str) -> Iterator
         yield Finding("precision", f"{name} has no {precision} on {kind}", _offer(can.precisions[device]))
     for rule, reason in sorted(can.unsupported.items()):
         key, _, value = rule.partition("=")
-        actual = _value(experiment, key)
-        if (_spelt(actual) == value) if value else actual != _default(key):
-            yield Finding(
-                key,
-                f"{key}: {_spelt(actual)} cannot be honoured by {name}: {reason}",
-                f"{key}: {_spelt(_default(key))}",
+        if key not in keys():
+            raise EnvironmentFault(
+                f"backend '{name}' refuses '{rule}', but there is no such key",
+                remedy="use a version made for this Primus",
             )
+        actual, default = _value(experiment, key), keys()[key].field.get_default(call_default_factory=True)
+        if (_spelt(actual) == value) if value else actual != default:
+            remedy = "choose another value" if actual == default else f"{key}: {_spelt(default)}"
+            yield Finding(key, f"{key}: {_spelt(actual)} cannot be honoured by {name}: {reason}", remedy)
 
 
 def _offer(choices: Iterable[str]) -> str:
@@ -146,9 +150,7 @@ def _offer(choices: Iterable[str]) -> str:
 
 def _spelt(value: object) -> str:
     """As YAML spells it."""
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
-    )
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _value(experiment: Experiment, key: str) -> object:
@@ -156,15 +158,6 @@ def _value(experiment: Experiment, key: str) -> object:
     for name in key.split("."):
         value = getattr(value, "async_" if name == "async" else name, None)
     return value
-
-
-def _default(key: str) -> object:
-    """What the schema says for a dotted key; None where it says nothing."""
-    section: Any = Experiment
-    *parents, last = key.split(".")
-    for name in parents:
-        section = section.model_fields[name].annotation
-    return section.model_fields["async_" if last == "async" else last].get_default(call_default_factory=True)
 
 
 def _secrets(experiment: Experiment) -> Iterator[Finding]:

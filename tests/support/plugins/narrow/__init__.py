@@ -19,7 +19,7 @@ class NarrowBackend:
         return Capabilities(
             workflows=frozenset({"pretrain"}),
             model_types=frozenset({"qwen3"}),
-            parallel_axes=frozenset({"data_shard"}),
+            parallel_axes=frozenset({"data_replicate"}),
             precisions={"cuda": frozenset({"bf16"})},
             unsupported={
                 "compile": "it has no compiler",
