@@ -63,7 +63,12 @@ def one(root: Path, case: Make) -> dict[str, Ran]:
         case("background", **interval),
         case("background-resumed", after="background", before=(("remove", "step-8"),), **interval),
         case("flipped", after="background", before=(("remove", "step-8"), ("flip", "step-6/__0_1.distcp")), **interval),
-        case("cut", after="background", before=(("remove", "step-8"), ("halve", "step-6/manifest.json")), **interval),
+        case(
+            "cut",
+            after="background",
+            before=(("remove", "step-8"), ("halve", "step-6/manifest.json"), ("flip", "step-4/.metadata")),
+            **interval,
+        ),
         case("hopeless", after="half", before=(("halve", "step-4/__0_0.distcp"),)),
         case("other-model", after="half", model=LLAMA | {"num_hidden_layers": 2, "rope_theta": 5.0e5}),
         case("never", after="half", checkpoint__resume="never", train__steps=2),
@@ -93,6 +98,7 @@ def two(root: Path, case: Make, one: dict[str, Ran]) -> dict[str, Ran]:
         case("shard", nproc=2, **shard),
         case("tensor", nproc=2, **tensor),
         case("pipeline", nproc=2, **pipeline),
+        case("tensor-chunked", nproc=2, torchtitan__loss__num_chunks=4, train__steps=4, **tensor),
         case("shard-background", nproc=2, **shard, **interval),
         case("shard-resumed", nproc=2, after="shard-background", before=(("remove", "step-8"),), **shard, **interval),
         case(

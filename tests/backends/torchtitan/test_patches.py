@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch.distributed
 
-from primus.backends.torchtitan import TorchTitanBackend, patches
+from primus.backends.torchtitan import patches
 from primus.errors import EnvironmentFault
 
 
@@ -56,11 +56,3 @@ def test_a_patch_without_effect_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(patches, "MENDS", (mend,))
     with pytest.raises(EnvironmentFault, match="no effect"):
         patches.apply([mend.patch])
-
-
-def test_the_plan_carries_them() -> None:
-    from test_translate import DATA, experiment, topology
-
-    _, env, listed = TorchTitanBackend().plan(experiment(), topology(), DATA)
-    assert listed == patches.for_device("cpu")
-    assert env == {}

@@ -36,10 +36,11 @@ def test_loss_starts_at_that_of_chance_and_falls(one: dict[str, Ran]) -> None:
     assert all(event["tokens"] == 2 * 8 * 64 for event in evaluations)
 
 
-@pytest.mark.parametrize("name", ["shard", "tensor", "pipeline"])
+@pytest.mark.parametrize("name", ["shard", "tensor", "tensor-chunked", "pipeline"])
 def test_evaluation_is_the_same_in_every_layout(one: dict[str, Ran], two: dict[str, Ran], name: str) -> None:
     expected = {event["step"]: event["loss"] for event in one["whole"].of("eval_done")}
     found = two[name].ended().of("eval_done")
+    expected = {step: expected[step] for step in expected if step <= max(two[name].losses)}
     assert {event["step"]: event["loss"] for event in found} == pytest.approx(expected, abs=TOLERANCE, rel=0)
     assert all(event["tokens"] == 2 * 8 * 64 for event in found)
 

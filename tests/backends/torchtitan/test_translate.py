@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import DEEPSEEK_V3, LLAMA
 
-from primus.backends.torchtitan import TorchTitanBackend
+from primus.backends.torchtitan import TorchTitanBackend, patches
 from primus.backends.torchtitan.translate import native_config, stages
 from primus.config.experiment import Experiment
 from primus.errors import PlanError
@@ -198,3 +198,26 @@ def test_everything_wrong_is_said_at_once() -> None:
         native={"torchtitan": {"float8": {"filter_fqns": []}}},
     )
     assert set(problems) == {"train.seq_length", "parallel.virtual_pipeline", "torchtitan.float8"}
+
+
+def test_the_loss_is_chunked_on_a_gpu_in_equal_parts() -> None:
+    assert plan()["loss"] == {"num_chunks": 1}
+    assert plan(hardware=GPU)["loss"] == {"num_chunks": 8}
+    assert plan(hardware=GPU, train__seq_length=36)["loss"] == {"num_chunks": 4}
+    uneven = {"torchtitan": {"loss": {"num_chunks": 5}}}
+    assert "64 tokens of a sequence" in refused(native=uneven)["torchtitan.loss.num_chunks"]
+
+
+def test_a_cpu_has_nothing_to_offload() -> None:
+    offload = {"torchtitan": {"training": {"enable_cpu_offload": True}}}
+    assert set(refused(native=offload)) == {"torchtitan.training.enable_cpu_offload"}
+    assert plan(hardware=GPU, native=offload)["training"]["enable_cpu_offload"] is True
+
+
+def test_a_plan_carries_patches_and_variables() -> None:
+    _, env, listed = TorchTitanBackend().plan(experiment(), topology(), DATA)
+    assert listed == patches.for_device("cpu")
+    assert env == {}
+    _, env, listed = TorchTitanBackend().plan(experiment(hardware=GPU | {"device": "cuda"}), topology(), DATA)
+    assert listed == patches.for_device("cuda")
+    assert "PYTORCH_ALLOC_CONF" in env

@@ -318,6 +318,10 @@ class Checkpoints(BaseCheckpointManager):
     def _wait_for_saving(self) -> None:
         self.finish()
 
+    def abandon(self) -> None:
+        """After a failure: wait for nothing, since other ranks may be gone."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     def _close(self) -> None:
         self.finish()
         self._thread.shutdown()

@@ -9,6 +9,7 @@ import torch
 from torchtitan.components.loss import IGNORE_INDEX
 
 from primus.backends.torchtitan.loader import ValidationLoader
+from primus.backends.torchtitan.meter import plain
 from primus.events.types import EvalDone
 
 if TYPE_CHECKING:
@@ -35,18 +36,17 @@ class Evaluation:
         trainer, began = self._trainer, time.perf_counter()
         for part in trainer.model_parts:
             part.eval()
-        loss, tokens = 0.0, 0
+        loss = torch.zeros((), dtype=torch.float64, device=trainer.device)
+        tokens = 0
         for index in range(self._loader.batches):
-            for inputs, labels in trainer._passes(list(self._loader.step(index))):
-                loss += float(
-                    self._pipeline(inputs, labels) if isinstance(labels, list) else self._forward(inputs, labels)
-                )
-                every = labels if isinstance(labels, list) else [labels]
-                tokens += sum(int((part != IGNORE_INDEX).sum()) for part in every)
+            microbatches = list(self._loader.step(index))
+            tokens += sum(int((labels != IGNORE_INDEX).sum()) for _, labels in microbatches)
+            for inputs, labels in trainer.passes(microbatches):
+                loss += self._pipeline(inputs, labels) if isinstance(labels, list) else self._forward(inputs, labels)
         for part in trainer.model_parts:
             part.train()
         # context-parallel ranks share sequences: each has a part of the loss, all of them count the same targets
-        total, counted = trainer.meter.total([loss, tokens / trainer.parallel_dims.cp])
+        total, counted = trainer.meter.total([loss.item(), tokens / trainer.parallel_dims.cp])
         if trainer.meter.reports:
             seconds = time.perf_counter() - began
             trainer.session.emit(EvalDone(step=step, loss=total / counted, tokens=round(counted), seconds=seconds))
@@ -56,7 +56,7 @@ class Evaluation:
         tokens, targets, kwargs = trainer.post_dataloading_process(inputs, labels)
         with trainer.train_context():
             loss, _ = trainer.loss_fn(trainer.model_parts[0](tokens, **kwargs), targets)
-        return loss
+        return plain(loss)
 
     def _pipeline(self, inputs: list[dict[str, torch.Tensor]], labels: list[torch.Tensor]) -> torch.Tensor:
         return self._trainer.run_pipeline(self._trainer.pp_schedule.eval, inputs, labels)

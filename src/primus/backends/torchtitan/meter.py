@@ -7,11 +7,18 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from primus.backends.base import Session
 from primus.backends.torchtitan.platform import peak_resident_bytes
 from primus.events.types import StepDone
 from primus.plan.plan import Plan
+
+
+def plain(loss: torch.Tensor) -> torch.Tensor:
+    """A loss without its graph. Tensor parallelism with a chunked loss gives a DTensor that every rank holds whole."""
+    loss = loss.detach()
+    return loss.to_local() if isinstance(loss, DTensor) else loss
 
 
 @dataclass(frozen=True)

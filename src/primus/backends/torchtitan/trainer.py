@@ -20,7 +20,7 @@ from primus.backends.base import Result, Session
 from primus.backends.torchtitan.checkpoint import Checkpoints
 from primus.backends.torchtitan.evaluation import Evaluation
 from primus.backends.torchtitan.loader import Microbatch, SampleLoader
-from primus.backends.torchtitan.meter import Meter
+from primus.backends.torchtitan.meter import Meter, plain
 from primus.backends.torchtitan.optimizer import Optimizers, Schedule
 from primus.backends.torchtitan.profiling import Profiling
 from primus.backends.torchtitan.start import load_huggingface, random_start
@@ -135,8 +135,8 @@ class PrimusTrainer(Trainer):
         microbatches = list(self.dataloader.step(self.consumed_samples))
         tokens = self._valid_tokens(microbatches)
         losses = [
-            self.forward_backward_step(input_dict=inputs, labels=labels, global_valid_tokens=tokens).detach().clone()
-            for inputs, labels in self._passes(microbatches)
+            plain(self.forward_backward_step(input_dict=inputs, labels=labels, global_valid_tokens=tokens)).clone()
+            for inputs, labels in self.passes(microbatches)
         ]
         loss = torch.stack(losses).sum()
         grad_norm = dist_utils.clip_grad_norm_(
@@ -164,7 +164,7 @@ class PrimusTrainer(Trainer):
             return local
         return dist_utils.dist_sum_tensor(local, self.parallel_dims.get_mesh("batch"))
 
-    def _passes(self, microbatches: list[Microbatch]) -> Iterator[tuple[Any, Any]]:
+    def passes(self, microbatches: list[Microbatch]) -> Iterator[tuple[Any, Any]]:
         """What each call of ``forward_backward_step`` gets: one microbatch, or with a pipeline all of them."""
         moved = (
             ({name: tensor.to(self.device) for name, tensor in inputs.items()}, labels.to(self.device))

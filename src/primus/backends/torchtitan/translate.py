@@ -6,6 +6,7 @@ TorchTitan's defaults; ``configure.py`` turns it into TorchTitan's dataclasses i
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from primus.backends.base import NativeConfig
@@ -18,6 +19,8 @@ from primus.plan.plan import PlannedData, Topology
 SCHEDULES = {"1f1b": "1F1B", "interleaved_1f1b": "Interleaved1F1B", "gpipe": "GPipe"}
 BLOCK = 128
 """Tokens of one block of a FlexAttention mask, which context parallelism cannot cut."""
+CHUNKS = 8
+"""Parts in which a GPU computes the loss of a sequence: the logits of a batch can take more memory than the model."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp8": "bfloat16"}
 
 
@@ -28,6 +31,7 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
     if problems:
         raise PlanError(problems=problems)
     cpu = experiment.hardware.device == "cpu"
+    timeout = max(1, round(seconds(experiment.resilience.hang_timeout)))
     local_batch = topology.micro_batch_size * (topology.microbatches if topology.pipeline > 1 else 1)
     native: NativeConfig = {
         "training": {
@@ -51,15 +55,15 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
             "spmd_backend": "partial_dtensor",
         },
         "compile": {"enable": experiment.compile},
-        "comm": {"train_timeout_seconds": max(1, round(seconds(experiment.resilience.hang_timeout)))},
+        # the first step also compiles and connects: never less than TorchTitan's own five minutes
+        "comm": {"train_timeout_seconds": timeout, "init_timeout_seconds": max(300, timeout)},
         "debug": {"seed": experiment.train.seed, "enable_structured_logging": False},
         "activation_checkpoint": {"mode": experiment.recompute},
         "optimizer": {"implementation": "fused"},
         "override": {"imports": []},
         "profiler": {},
         "float8": {},
-        # on a GPU the logits of a whole batch would take more memory than the model
-        "loss": {"num_chunks": 1 if cpu else 8},
+        "loss": {"num_chunks": 1 if cpu else math.gcd(CHUNKS, experiment.train.seq_length // topology.context)},
     }
     if topology.pipeline > 1:
         native["parallelism"] |= {
@@ -213,6 +217,14 @@ def _native(experiment: Experiment, own: dict[str, Any]) -> list[Problem]:
                 "recompute: selective",
             )
         )
+    if own.get("training", {}).get("enable_cpu_offload") and experiment.hardware.device == "cpu":
+        key = "torchtitan.training.enable_cpu_offload"
+        problems.append(Problem(key, "the parameters are on the CPU already", "remove it"))
+    chunks = own.get("loss", {}).get("num_chunks", 1)
+    local = experiment.train.seq_length // experiment.parallel.context
+    if chunks < 1 or local % chunks:
+        key, remedy = "torchtitan.loss.num_chunks", f"{math.gcd(max(1, chunks), local)}"
+        problems.append(Problem(key, f"{local} tokens of a sequence a rank do not make {chunks} equal chunks", remedy))
     if own.get("float8") and experiment.precision != "fp8":
         problems.append(Problem("torchtitan.float8", f"the precision is {experiment.precision}", "precision: fp8"))
     return problems

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 
 from primus.backends.base import Result, Session
 from primus.errors import EnvironmentFault
@@ -21,16 +23,21 @@ def run(plan: Plan, session: Session) -> Result:
 
     from primus.backends.torchtitan.configure import trainer_config
 
+    # TorchTitan logs to the root logger; the launcher keeps each rank's output
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     trainer = None
     try:
         trainer = trainer_config(plan, session).build()
         result: Result = trainer.train_run()
-        return result
-    finally:
+        trainer.close()
+    except BaseException:
         if trainer is not None:
-            trainer.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+            trainer.checkpointer.abandon()
+        if plan.experiment.hardware.device == "cpu" and dist.is_initialized():
+            dist.destroy_process_group()  # on an accelerator this may wait for ranks that are gone
+        raise
+    dist.destroy_process_group()
+    return result
 
 
 def _check_devices(plan: Plan, session: Session) -> None:
