@@ -13,6 +13,13 @@ import pytest
 from command_line import PLUGINS, TRIAL, Cli, clean_environment
 
 
+def pytest_configure() -> None:
+    """What a shell has its background jobs ignore, or nohup, would be ignored by everything the tests start."""
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, default)
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Iterator[Cli]:
     env = {**clean_environment(tmp_path), "PRIMUS_PYTHON": sys.executable, "PYTHONPATH": str(PLUGINS)}
