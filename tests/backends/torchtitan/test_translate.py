@@ -217,7 +217,7 @@ def test_a_cpu_has_nothing_to_offload() -> None:
 def test_a_plan_carries_patches_and_variables() -> None:
     _, env, listed = TorchTitanBackend().plan(experiment(), topology(), DATA)
     assert listed == patches.for_device("cpu")
-    assert env == {}
+    assert env == {"OMP_WAIT_POLICY": "PASSIVE"}
     _, env, listed = TorchTitanBackend().plan(experiment(hardware=GPU | {"device": "cuda"}), topology(), DATA)
     assert listed == patches.for_device("cuda")
     assert "PYTORCH_ALLOC_CONF" in env
