@@ -22,7 +22,8 @@ def pytest_configure() -> None:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Iterator[Cli]:
-    env = {**clean_environment(tmp_path), "PRIMUS_PYTHON": sys.executable, "PYTHONPATH": str(PLUGINS)}
+    measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    env = {**clean_environment(tmp_path), **measured, "PRIMUS_PYTHON": sys.executable, "PYTHONPATH": str(PLUGINS)}
     runner = Cli(tmp_path, env, [])
     yield runner
     for process in runner.started:

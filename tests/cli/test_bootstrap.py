@@ -79,16 +79,6 @@ def test_pythonpath_of_the_user_stays(home: Path) -> None:
     assert done.returncode == 0
 
 
-def test_an_environment_without_its_mark_is_made_again(home: Path) -> None:
-    mark = environment(home) / "complete"
-    mark.unlink()
-    (environment(home) / "lib").rename(environment(home) / "gone")
-    again = call(home, "--version")
-    assert again.returncode == 0
-    assert "The launcher environment is ready" in again.stderr
-    assert mark.exists()
-
-
 def test_two_first_calls_make_it_once(tmp_path: Path) -> None:
     both = [
         subprocess.Popen(

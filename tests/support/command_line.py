@@ -60,7 +60,17 @@ class Cli:
 
 def clean_environment(home: Path) -> dict[str, str]:
     """The caller's environment without what steers Primus, torch or Python."""
-    prefixes = ("PRIMUS_", "TORCH", "COUNTING_", "XDG_", "VIRTUAL_ENV", "PYTHONPATH", "HF_")
+    prefixes = (
+        "PRIMUS_",
+        "COVERAGE_",
+        "TORCH",
+        "COUNTING_",
+        "XDG_",
+        "VIRTUAL_ENV",
+        "PYTHONPATH",
+        "PYTHONDONTWRITEBYTECODE",
+        "HF_",
+    )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
     return {**kept, "HOME": str(home), "PRIMUS_HOME": str(home / "primus"), "OMP_NUM_THREADS": "1"}
 
