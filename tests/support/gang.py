@@ -6,6 +6,7 @@ As a script it is one rank: ``gang.py SPEC.json``, with RANK and WORLD_SIZE in t
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -74,10 +75,21 @@ def free_port() -> int:
 
 
 def run_gang(cases: Sequence[Case], world: int, directory: Path, timeout: float = 400) -> dict[str, Ran]:
-    """Run `cases` in order in `world` processes; their output is in DIRECTORY/rank-R.log."""
+    """Run `cases` in order in `world` processes; their output is in DIRECTORY/rank-R.log.
+
+    This process holds the store that the ranks of each case meet at, as torchrun's agent does: a port that was only
+    looked up could be taken by a connection of an earlier case. After `timeout` seconds every rank writes its stacks
+    to its log and leaves; that case's error then shows them.
+    """
+    from torch.distributed import TCPStore
+
     directory.mkdir(parents=True, exist_ok=True)
     spec = directory / "spec.json"
-    entries = [{**vars(case), "plan": case.plan.to_json(), "port": free_port()} for case in cases]
+    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in cases]
+    entries = [
+        {**vars(case), "plan": case.plan.to_json(), "port": store.port, "timeout": timeout}
+        for case, store in zip(cases, stores, strict=True)
+    ]
     spec.write_text(json.dumps(entries), encoding="utf-8")
     processes = []
     for rank in range(world):
@@ -85,14 +97,14 @@ def run_gang(cases: Sequence[Case], world: int, directory: Path, timeout: float 
             processes.append(
                 subprocess.Popen(
                     [sys.executable, __file__, str(spec)],
-                    env=environment(rank, world),
+                    env={**environment(rank, world), "TORCHELASTIC_USE_AGENT_STORE": "True"},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
             )
     try:
         for process in processes:
-            process.wait(timeout=timeout)
+            process.wait(timeout=timeout + 60)
     finally:
         for process in processes:
             process.kill()
@@ -113,7 +125,7 @@ def _collect(directory: Path, name: str, world: int) -> Ran:
     for rank in range(world):
         path = directory / f"{name}-{rank}.json"
         if not path.exists():
-            tail = (directory / f"rank-{rank}.log").read_text(encoding="utf-8")[-3000:]
+            tail = (directory / f"rank-{rank}.log").read_text(encoding="utf-8")[-6000:]
             ran.errors.append(f"rank {rank} left no result for {name}; its log ends:\n{tail}")
             continue
         part = json.loads(path.read_text(encoding="utf-8"))
@@ -194,7 +206,9 @@ def _prepare(action: str, path: str, source: str = "") -> None:
 def main(spec: Path) -> None:
     import torch
 
-    for entry in json.loads(spec.read_text(encoding="utf-8")):
+    entries = json.loads(spec.read_text(encoding="utf-8"))
+    faulthandler.dump_traceback_later(entries[0]["timeout"], exit=True)
+    for entry in entries:
         answer = _run_case(entry)
         path = spec.parent / f"{entry['name']}-{os.environ['RANK']}.json"
         path.write_text(json.dumps(answer), encoding="utf-8")

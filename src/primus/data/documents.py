@@ -24,7 +24,7 @@ Separable = Callable[[str, str], bool]
 PIECE = 1 << 20
 """Characters; longer documents are encoded in pieces of about this length."""
 BLOCK = 256 << 10
-MAX_LINE = 32 << 20
+MAX_LINE = 16 << 20
 """Bytes; a longer line or JSON record is refused, because it has to be held in memory whole, several times over."""
 CONTEXT = 256
 MAX_LISTED = 10
