@@ -46,6 +46,21 @@ DEEPSEEK_V3: dict[str, Any] = {
     "qk_rope_head_dim": 16,
     "v_head_dim": 16,
 }
+GPT_OSS: dict[str, Any] = {
+    "model_type": "gpt_oss",
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 32,
+    "max_position_embeddings": 512,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 16,
+    "swiglu_limit": 7.0,
+}
 
 
 def make_dataset(prefix: Path, tokens: int = 200_000, documents: int = 400) -> Path:

@@ -136,8 +136,9 @@ def _uses_stdlib(resolved: Resolved) -> bool:
 
 def _first(what: str, *arguments: str) -> None:
     """Run another verb of ours, which finds its own environment; its output and progress are the terminal's."""
-    from primus.runtime.environments import import_path
+    from primus.runtime.environments import import_path, provide
 
+    provide("torch")  # the verb would make it, after the line that says what it is needed for
     click.echo(f"first, once: {what}", err=True)
     command = [sys.executable, "-P", "-m", "primus.cli", *arguments]
     ended = subprocess.run(command, env={**os.environ, **import_path()}, stdout=sys.stderr, check=False)

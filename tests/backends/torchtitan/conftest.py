@@ -79,6 +79,7 @@ def one(root: Path, case: Make) -> dict[str, Ran]:
         case("stopped-resumed", after="stopped"),
         case("profiled", profile__steps=[2, 3], train__steps=3),
         case("bf16", precision="bf16"),
+        case("fp8", precision="fp8", torchtitan__float8__emulate=True),
         case("compiled", compile=True, torchtitan__compile__backend="aot_eager", train__steps=3),
         case("native-start", model=LLAMA | {"init": "native"}, train__steps=2),
         case("documents", data__document_attention="within"),
@@ -119,6 +120,7 @@ def two(root: Path, case: Make, one: dict[str, Ran]) -> dict[str, Ran]:
         case("exploding-pipeline", nproc=2, optimizer__lr=1.0e30, optimizer__schedule__warmup_steps=0, **pipeline),
         case("experts", nproc=2, model=DEEPSEEK_V3, parallel__data_shard=2, parallel__expert=2),
         case("shard-bf16", nproc=2, precision="bf16", **shard),
+        case("shard-fp8", nproc=2, precision="fp8", torchtitan__float8__emulate=True, **shard),
     ]
     return run_gang(cases, 2, root / "gang-2")
 

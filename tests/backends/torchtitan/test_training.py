@@ -25,7 +25,7 @@ def test_every_step_is_reported(one: dict[str, Ran]) -> None:
     (started,) = whole.of("run_started")
     assert started["world_size"] == 1
     assert started["steps"] == 8
-    assert started["notes"][0].startswith("4 declared patches of TorchTitan apply")
+    assert started["notes"][0].startswith("5 declared patches of TorchTitan apply")
 
 
 def test_loss_starts_at_that_of_chance_and_falls(one: dict[str, Ran]) -> None:
@@ -61,6 +61,13 @@ def test_bf16_is_honoured(one: dict[str, Ran], two: dict[str, Ran], name: str) -
     half = {**one, **two}[name].ended().losses
     assert half != full
     assert half == pytest.approx(full, abs=0.05, rel=0)
+
+
+@pytest.mark.parametrize("name", ["fp8", "shard-fp8"])
+def test_emulated_fp8_is_honoured(one: dict[str, Ran], two: dict[str, Ran], name: str) -> None:
+    eighth = {**one, **two}[name].ended().losses
+    assert eighth != one["bf16"].losses
+    assert eighth == pytest.approx(one["whole"].losses, abs=0.1, rel=0)
 
 
 def test_compiled_layers_compute_the_same(one: dict[str, Ran]) -> None:

@@ -145,7 +145,12 @@ def test_precisions() -> None:
     assert plan(hardware=GPU, precision="fp8")["training"]["mixed_precision_param"] == "bfloat16"
     old = {"name": "MI250X", "device": "rocm", "peak_tflops": {"bf16": 383.0}}
     assert "MI250X has no fp8 arithmetic" in refused(hardware=old, precision="fp8")["precision"]
-    assert "fp8" not in TorchTitanBackend().capabilities().precisions["cpu"]
+    assert "cpu has no fp8 arithmetic" in refused(precision="fp8")["precision"]
+    emulated = {"torchtitan": {"float8": {"emulate": True}}}
+    assert plan(precision="fp8", native=emulated)["float8"] == {"emulate": True}
+    assert "cannot be compiled" in refused(precision="fp8", compile=True, native=emulated)["torchtitan.float8.emulate"]
+    emulated["torchtitan"]["float8"]["recipe_name"] = "rowwise"
+    assert "whole tensors" in refused(precision="fp8", native=emulated)["torchtitan.float8.recipe_name"]
     filters = {"torchtitan": {"float8": {"filter_fqns": ["layers.0"]}}}
     assert "precision: fp8" in refused(precision="bf16", native=filters)["torchtitan.float8"]
 

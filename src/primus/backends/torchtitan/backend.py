@@ -28,7 +28,7 @@ class TorchTitanBackend:
             model_types=frozenset({"llama", "qwen3", "deepseek_v3", "gpt_oss"}),
             parallel_axes=frozenset({"data_shard", "data_replicate", "tensor", "pipeline", "context", "expert"}),
             precisions={
-                "cpu": frozenset({"fp32", "bf16"}),
+                "cpu": frozenset({"fp32", "bf16", "fp8"}),
                 "cuda": frozenset({"fp32", "bf16", "fp8"}),
                 "rocm": frozenset({"fp32", "bf16", "fp8"}),
             },

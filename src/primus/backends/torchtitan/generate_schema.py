@@ -119,7 +119,6 @@ OMITTED = {
     "optimizer.optimizer_factory_kwargs_by_name": "the optimizer is part of the numerics contract",
     "loss.loss_fn": "the loss is part of the numerics contract",
     "float8.model_compile_enabled": "set from compile",
-    "float8.emulate": "fp8 runs where the hardware has it",
 }
 """Fields that have no effect here or would break a contract, and why."""
 

@@ -106,6 +106,37 @@ def _block_mask_is_eager() -> bool:
     return attention._compiled_create_block_mask is create_block_mask
 
 
+def _traceless_inference() -> None:
+    import torch
+    from torch.distributed.pipelining.stage import PipelineStage
+
+    prepare, clean_up = PipelineStage._prepare_forward_infra, PipelineStage._post_metadata_inference_cleanup
+    kept: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def keeping(stage: PipelineStage, *args: Any, **options: Any) -> Any:
+        kept[id(stage)] = [(buffer, buffer.detach().clone()) for buffer in stage.submod.buffers()]
+        return prepare(stage, *args, **options)
+
+    def restoring(stage: PipelineStage) -> None:
+        clean_up(stage)
+        with torch.no_grad():
+            for buffer, content in kept.pop(id(stage), ()):
+                buffer.copy_(content)
+
+    changes: Any = PipelineStage
+    changes._prepare_forward_infra, changes._post_metadata_inference_cleanup = keeping, restoring
+
+
+def _inference_is_traceless() -> bool:
+    from torch.distributed.pipelining.stage import PipelineStage
+
+    return PipelineStage._prepare_forward_infra.__module__ == __name__
+
+
+def _inference_leaves_traces() -> bool:
+    return not _inference_is_traceless()
+
+
 def _always() -> bool:
     return True
 
@@ -149,6 +180,19 @@ MENDS: tuple[Mend, ...] = (
         _no_set_timeout,
         _add_set_timeout,
         lambda: not _no_set_timeout(),
+    ),
+    Mend(
+        Patch(
+            target="torch.distributed.pipelining.stage.PipelineStage._prepare_forward_infra, "
+            "_post_metadata_inference_cleanup",
+            versions="torch==2.13.0",
+            reason="to learn its shapes, a stage computes a dummy batch whose tokens the experts count as real ones",
+            removal="torch restores a stage's buffers, or infers on meta tensors",
+        ),
+        EVERY,
+        _inference_leaves_traces,
+        _traceless_inference,
+        _inference_is_traceless,
     ),
     Mend(
         Patch(

@@ -113,7 +113,7 @@ def refusals(experiment: Experiment, topology: Topology, data: PlannedData, own:
     """Everything in `experiment` that TorchTitan cannot do as asked. What any engine would refuse is found before."""
     model = experiment.model
     problems = limits.problems(model, moe=experiment.moe, pipeline=topology.pipeline)
-    problems += _precision(experiment)
+    problems += _precision(experiment, own.get("float8", {}))
     problems += _sequence(experiment, topology, data)
     if topology.pipeline > 1 or experiment.parallel.virtual_pipeline > 1 or experiment.parallel.schedule:
         problems += _pipeline(experiment, topology)
@@ -127,11 +127,22 @@ def _attention(experiment: Experiment, topology: Topology, data: PlannedData) ->
     )
 
 
-def _precision(experiment: Experiment) -> list[Problem]:
-    hardware = experiment.hardware
-    if experiment.precision != "fp8" or not hardware.peak_tflops or "fp8" in hardware.peak_tflops:
-        return []
-    return [Problem("precision", f"{hardware.name} has no fp8 arithmetic", "bf16; fp8 needs MI300X, H100 or newer")]
+def _precision(experiment: Experiment, float8: dict[str, Any]) -> list[Problem]:
+    hardware, emulate = experiment.hardware, "torchtitan.float8.emulate"
+    if experiment.precision != "fp8":
+        return [Problem("torchtitan.float8", f"the precision is {experiment.precision}", "precision: fp8")] if float8 else []
+    if float8.get("emulate"):
+        problems = []
+        if experiment.compile:
+            problems.append(Problem(emulate, "emulated fp8 cannot be compiled", "compile: false"))
+        if "recipe_name" in float8:
+            message = "emulated fp8 scales whole tensors, whatever the recipe"
+            problems.append(Problem("torchtitan.float8.recipe_name", message, "remove it"))
+        return problems
+    if hardware.device == "cpu" or (hardware.peak_tflops and "fp8" not in hardware.peak_tflops):
+        remedy = f"bf16; fp8 needs MI300X, H100 or newer; {emulate}: true rounds to fp8 and computes in bf16, slowly"
+        return [Problem("precision", f"{hardware.name} has no fp8 arithmetic", remedy)]
+    return []
 
 
 def _sequence(experiment: Experiment, topology: Topology, data: PlannedData) -> list[Problem]:
@@ -225,6 +236,4 @@ def _native(experiment: Experiment, own: dict[str, Any]) -> list[Problem]:
     if chunks < 1 or local % chunks:
         key, remedy = "torchtitan.loss.num_chunks", f"{math.gcd(max(1, chunks), local)}"
         problems.append(Problem(key, f"{local} tokens of a sequence a rank do not make {chunks} equal chunks", remedy))
-    if own.get("float8") and experiment.precision != "fp8":
-        problems.append(Problem("torchtitan.float8", f"the precision is {experiment.precision}", "precision: fp8"))
     return problems

@@ -1,8 +1,7 @@
-"""Experts that compute in the precision of their weights.
+"""Layers of mixtures that take the place of TorchTitan's through its configuration; weights, names and sharding stay.
 
 TorchTitan's grouped experts cast to bf16 whatever the training precision. That is what a bf16 run wants; an fp32 run
-asks for fp32 throughout. These classes take the place of TorchTitan's through its configuration; weights, names and
-sharding stay.
+asks for fp32 throughout.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
+from torchtitan.models.common.linear import ScaledBiasRowwiseLinear
 from torchtitan.models.common.moe import GroupedExperts
 from torchtitan.models.gpt_oss.moe import GptOssGroupedExperts, ScaleBiasForward, swiglu
 
@@ -48,6 +48,19 @@ class FullPrecisionGptOssExperts(GptOssGroupedExperts):
         # Each tensor-parallel rank adds its share of the bias; the sum over ranks follows outside.
         bias: torch.Tensor = ScaleBiasForward.apply(_local(self.mlp2_bias_ED)[expert_of_row], tensor_ranks, out.dtype)
         return out + bias
+
+
+class SummedBiasLinear(ScaledBiasRowwiseLinear):
+    """A layer whose output is summed over tensor-parallel ranks: each adds its share of the bias. TorchTitan's also
+    divides the bias's gradient, which every rank has whole, and so trains it with a fraction of it."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(ScaledBiasRowwiseLinear.Config):
+        pass
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name its sharding is declared for
+        bias: torch.Tensor = ScaleBiasForward.apply(_local(self.bias), self.tp_degree, input.dtype)
+        return F.linear(input, _local(self.weight), bias)
 
 
 def _local(weight: torch.Tensor) -> torch.Tensor:

@@ -9,14 +9,13 @@ from torchtitan.components.optimizer import register_moe_load_balancing_hook
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
 from torchtitan.models.common.attention import FusedQKVLinear
 from torchtitan.models.common.config_utils import make_token_dispatcher_config
-from torchtitan.models.common.linear import ScaledBiasRowwiseLinear
 from torchtitan.models.common.moe import RoutedExperts, TokenChoiceTopKRouter
 from torchtitan.models.gpt_oss import GptOssModel, parallelize_gptoss
 from torchtitan.models.gpt_oss.model import Attention, GptOssTransformerBlock
 from torchtitan.models.gpt_oss.moe import GptOssGroupedExperts, GptOssMoE
 from torchtitan.protocols.model_spec import ModelSpec
 
-from primus.backends.torchtitan.models.experts import FullPrecisionGptOssExperts
+from primus.backends.torchtitan.models.experts import FullPrecisionGptOssExperts, SummedBiasLinear
 from primus.backends.torchtitan.models.parts import BALANCE_RATE, Parts
 
 
@@ -58,7 +57,7 @@ def _attention(parts: Parts, layer: int) -> Any:
             n_kv_heads=kv_heads,
             wqkv=parts.linear(hidden, (heads + 2 * kv_heads) * head_dim, layer=layer, bias=True),
         ),
-        wo=ScaledBiasRowwiseLinear.Config(
+        wo=SummedBiasLinear.Config(
             in_features=heads * head_dim, out_features=hidden, bias=True, param_init=init
         ),
         inner_attention=parts.inner_attention(),

@@ -1,0 +1,83 @@
+"""Every family of models trained in every layout: the losses of a few steps are those of one process.
+
+Llama in single axes is compared with a plain loop in ``tests/parity``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gang import Case, Ran, run_gang
+from tiny import DEEPSEEK_V3, GPT_OSS, LLAMA, QWEN3, make
+
+TOLERANCE = 1e-5
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "qwen3": QWEN3 | {"tie_word_embeddings": False},
+    "deepseek_v3": DEEPSEEK_V3 | {"num_hidden_layers": 4},
+    "gpt_oss": GPT_OSS,
+}
+MIXTURES = ("deepseek_v3", "gpt_oss")
+TWO: dict[str, dict[str, Any]] = {
+    "data_shard": {"parallel__data_shard": 2},
+    "data_replicate": {"parallel__data_replicate": 2},
+    "tensor": {"parallel__tensor": 2},
+    "pipeline": {"parallel__pipeline": 2},
+    "gpipe": {"parallel__pipeline": 2, "parallel__schedule": "gpipe"},
+    "interleaved": {"parallel__pipeline": 2, "parallel__virtual_pipeline": 2, "train__micro_batch_size": 2},
+    "context": {"parallel__context": 2, "train__micro_batch_size": 2},
+    "expert": {"parallel__data_shard": 2, "parallel__expert": 2},
+    "tensor-expert": {"parallel__tensor": 2, "parallel__expert": 2},
+}
+FOUR: dict[str, dict[str, Any]] = {
+    "shard-tensor": {"parallel__data_shard": 2, "parallel__tensor": 2},
+    "pipeline-shard": {"parallel__pipeline": 2, "parallel__data_shard": 2, "train__micro_batch_size": 2},
+    "replicate-shard-expert": {
+        "parallel__data_replicate": 2,
+        "parallel__data_shard": 2,
+        "parallel__expert": 2,
+        "train__micro_batch_size": 2,
+    },
+    "pipeline-tensor": {"parallel__pipeline": 2, "parallel__tensor": 2},
+    "context-shard": {"parallel__context": 2, "parallel__data_shard": 2, "train__micro_batch_size": 2},
+}
+BY_PARITY = ("data_shard", "data_replicate", "tensor", "pipeline", "interleaved", "context")
+
+
+def pairs(layouts: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """``family layout`` of everything that makes sense and is not proven elsewhere."""
+    for family in MODELS:
+        for layout in layouts:
+            if ("expert" in layout and family not in MIXTURES) or (family == "llama" and layout in BY_PARITY):
+                continue
+            yield f"{family} {layout}"
+
+
+@pytest.fixture(scope="module")
+def ran(root: Path, dataset: Path) -> dict[str, Ran]:
+    """All cases; those named after a family alone are the one-process runs they are compared with."""
+
+    def case(name: str, nproc: int, layout: dict[str, Any]) -> Case:
+        family = name.split()[0]
+        options = {"train__steps": 3, "train__seq_length": 256, "optimizer__schedule__decay_steps": 8}
+        directory = root / "families" / name.replace(" ", "-")
+        return Case(name, make(directory, dataset, nproc=nproc, model=MODELS[family], **{**options, **layout}))
+
+    results = run_gang([case(family, 1, {}) for family in MODELS], 1, root / "families-1")
+    for nproc, layouts in ((2, TWO), (4, FOUR)):
+        cases = [case(name, nproc, layouts[name.split()[1]]) for name in pairs(layouts)]
+        results |= run_gang(cases, nproc, root / f"families-{nproc}")
+    return results
+
+
+@pytest.mark.parametrize("name", [*pairs(TWO), *pairs(FOUR)])
+def test_losses_equal_those_of_one_process(ran: dict[str, Ran], name: str) -> None:
+    alone = ran[name.split()[0]].ended()
+    found = ran[name].ended()
+    assert found.losses == pytest.approx(alone.losses, abs=TOLERANCE, rel=0)
+    assert found.norms == pytest.approx(alone.norms, rel=1e-4)
+    assert alone.losses[3] < alone.losses[1], "it learns, so that equal losses mean something"
