@@ -3,6 +3,7 @@ its processes once and runs its cases in order."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from primus.backends.torchtitan import patches
 patches.apply(patches.for_device("cpu"))  # some tests here use TorchTitan in this process
 
 Make = Callable[..., Case]
+
+CPLUSPLUS = shutil.which("c++") or shutil.which("g++")
 
 COMMON: dict[str, Any] = {
     "train__steps": 8,
@@ -81,6 +84,7 @@ def one(root: Path, case: Make) -> dict[str, Ran]:
         case("bf16", precision="bf16"),
         case("fp8", precision="fp8", torchtitan__float8__emulate=True),
         case("compiled", compile=True, torchtitan__compile__backend="aot_eager", train__steps=3),
+        *([case("inductor", compile=True, train__steps=3)] if CPLUSPLUS else []),
         case("native-start", model=LLAMA | {"init": "native"}, train__steps=2),
         case("documents", data__document_attention="within"),
         case("deepseek", model=DEEPSEEK_V3),

@@ -183,8 +183,7 @@ MENDS: tuple[Mend, ...] = (
     ),
     Mend(
         Patch(
-            target="torch.distributed.pipelining.stage.PipelineStage._prepare_forward_infra, "
-            "_post_metadata_inference_cleanup",
+            target="torch.distributed.pipelining.stage.PipelineStage",
             versions="torch==2.13.0",
             reason="to learn its shapes, a stage computes a dummy batch whose tokens the experts count as real ones",
             removal="torch restores a stage's buffers, or infers on meta tensors",

@@ -21,6 +21,8 @@ BLOCK = 128
 """Tokens of one block of a FlexAttention mask, which context parallelism cannot cut."""
 CHUNKS = 8
 """Parts in which a GPU computes the loss of a sequence: the logits of a batch can take more memory than the model."""
+NOT_FP8 = ["lm_head", "router.gate"]
+"""Layers that stay in bf16: the logits and the choice of experts need its precision."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp8": "bfloat16"}
 
 
@@ -62,7 +64,7 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
         "optimizer": {"implementation": "fused"},
         "override": {"imports": []},
         "profiler": {},
-        "float8": {},
+        "float8": {"filter_fqns": NOT_FP8} if experiment.precision == "fp8" else {},
         "loss": {"num_chunks": 1 if cpu else math.gcd(CHUNKS, experiment.train.seq_length // topology.context)},
     }
     if topology.pipeline > 1:
@@ -84,6 +86,9 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
             native[section] = {"mode": "memory_budget", **values}
         else:
             native[section] |= values
+    if native["float8"] and experiment.model.model_type == "gpt_oss":
+        # its output projection shares its bias among tensor-parallel ranks, which the fp8 layer does not
+        native["float8"]["filter_fqns"] = [*native["float8"]["filter_fqns"], "attention.wo"]
     return native
 
 

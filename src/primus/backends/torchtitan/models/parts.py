@@ -195,15 +195,14 @@ class YarnCosSinRoPE(CosSinRoPE):
 
 
 def convert_fp8(spec: Any, options: Mapping[str, Any]) -> None:
-    """Swap the linear layers of `spec` for float8 ones, as TorchTitan's ``Float8LinearConverter`` does with `options`;
-    by default with rowwise scaling and without the output projection.
+    """Swap the linear layers of `spec` for float8 ones, as TorchTitan's ``Float8LinearConverter`` does with `options`.
 
     Raises EnvironmentFault when torchao is missing or the device has no float8 arithmetic.
     """
     from torchtitan.components.quantization.float8 import Float8LinearConverter
 
     try:
-        spec.model = Float8LinearConverter.Config(**{"filter_fqns": ["lm_head"], **options}).build().convert(spec.model)
+        spec.model = Float8LinearConverter.Config(**options).build().convert(spec.model)
     except (ImportError, ValueError) as error:
         raise EnvironmentFault(
             f"precision fp8 is not available here: {error}", where="precision", remedy="install torchao, or use bf16"
