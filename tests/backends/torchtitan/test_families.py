@@ -62,7 +62,7 @@ def ran(root: Path, dataset: Path) -> dict[str, Ran]:
     """All cases; those named after a family alone are the one-process runs they are compared with."""
 
     def case(name: str, nproc: int, layout: dict[str, Any]) -> Case:
-        family = name.split()[0]
+        family = name.split(maxsplit=1)[0]
         options = {"train__steps": 3, "train__seq_length": 256, "optimizer__schedule__decay_steps": 8}
         directory = root / "families" / name.replace(" ", "-")
         return Case(name, make(directory, dataset, nproc=nproc, model=MODELS[family], **{**options, **layout}))
@@ -76,7 +76,7 @@ def ran(root: Path, dataset: Path) -> dict[str, Ran]:
 
 @pytest.mark.parametrize("name", [*pairs(TWO), *pairs(FOUR)])
 def test_losses_equal_those_of_one_process(ran: dict[str, Ran], name: str) -> None:
-    alone = ran[name.split()[0]].ended()
+    alone = ran[name.split(maxsplit=1)[0]].ended()
     found = ran[name].ended()
     assert found.losses == pytest.approx(alone.losses, abs=TOLERANCE, rel=0)
     assert found.norms == pytest.approx(alone.norms, rel=1e-4)

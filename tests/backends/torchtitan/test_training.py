@@ -75,9 +75,7 @@ def test_compiled_layers_compute_the_same(one: dict[str, Ran], name: str) -> Non
     if name not in one:
         pytest.skip("inductor needs a C++ compiler, and there is none")
     full = one["whole"].losses
-    assert one[name].ended().losses == pytest.approx(
-        {step: full[step] for step in (1, 2, 3)}, abs=TOLERANCE, rel=0
-    )
+    assert one[name].ended().losses == pytest.approx({step: full[step] for step in (1, 2, 3)}, abs=TOLERANCE, rel=0)
 
 
 def test_the_native_start_differs(one: dict[str, Ran]) -> None:

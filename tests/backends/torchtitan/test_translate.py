@@ -147,7 +147,10 @@ def test_precisions() -> None:
     assert "MI250X has no fp8 arithmetic" in refused(hardware=old, precision="fp8")["precision"]
     assert "cpu has no fp8 arithmetic" in refused(precision="fp8")["precision"]
     emulated = {"torchtitan": {"float8": {"emulate": True}}}
-    assert plan(precision="fp8", native=emulated)["float8"] == {"filter_fqns": ["lm_head", "router.gate"], "emulate": True}
+    assert plan(precision="fp8", native=emulated)["float8"] == {
+        "filter_fqns": ["lm_head", "router.gate"],
+        "emulate": True,
+    }
     assert "cannot be compiled" in refused(precision="fp8", compile=True, native=emulated)["torchtitan.float8.emulate"]
     emulated["torchtitan"]["float8"]["recipe_name"] = "rowwise"
     assert "whole tensors" in refused(precision="fp8", native=emulated)["torchtitan.float8.recipe_name"]

@@ -135,7 +135,11 @@ def _attention(experiment: Experiment, topology: Topology, data: PlannedData) ->
 def _precision(experiment: Experiment, float8: dict[str, Any]) -> list[Problem]:
     hardware, emulate = experiment.hardware, "torchtitan.float8.emulate"
     if experiment.precision != "fp8":
-        return [Problem("torchtitan.float8", f"the precision is {experiment.precision}", "precision: fp8")] if float8 else []
+        return (
+            [Problem("torchtitan.float8", f"the precision is {experiment.precision}", "precision: fp8")]
+            if float8
+            else []
+        )
     if float8.get("emulate"):
         problems = []
         if experiment.compile:

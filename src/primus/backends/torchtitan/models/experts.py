@@ -58,7 +58,7 @@ class SummedBiasLinear(ScaledBiasRowwiseLinear):
     class Config(ScaledBiasRowwiseLinear.Config):
         pass
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name its sharding is declared for
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         bias: torch.Tensor = ScaleBiasForward.apply(_local(self.bias), self.tp_degree, input.dtype)
         return F.linear(input, _local(self.weight), bias)
 

@@ -57,9 +57,7 @@ def _attention(parts: Parts, layer: int) -> Any:
             n_kv_heads=kv_heads,
             wqkv=parts.linear(hidden, (heads + 2 * kv_heads) * head_dim, layer=layer, bias=True),
         ),
-        wo=SummedBiasLinear.Config(
-            in_features=heads * head_dim, out_features=hidden, bias=True, param_init=init
-        ),
+        wo=SummedBiasLinear.Config(in_features=heads * head_dim, out_features=hidden, bias=True, param_init=init),
         inner_attention=parts.inner_attention(),
         sliding_window_size=model.sliding_window if layer % 2 == 0 else None,
         param_init={"sinks": nn.init.zeros_} if parts.native_start else init,
