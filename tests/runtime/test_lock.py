@@ -114,18 +114,20 @@ class TestWithoutKernelLocks:
 
     def test_workers_are_not_waited_for(self, tmp_path: Path) -> None:
         assert hold_as_worker(tmp_path) is None
-        wait_for_workers(tmp_path, lambda text: None, 0.0)
+        wait_for_workers(tmp_path, lambda text: None, lambda: None, 0.0)
 
 
 def test_workers_that_linger_are_waited_for_and_then_named(tmp_path: Path) -> None:
     said: list[str] = []
+    beats: list[int] = []
     descriptor = hold_as_worker(tmp_path)
     assert descriptor is not None
     with pytest.raises(RunDirectoryError, match="worker processes of an earlier run are still here"):
-        wait_for_workers(tmp_path, said.append, 1.5)
+        wait_for_workers(tmp_path, said.append, lambda: beats.append(1), 1.5)
     assert said == ["waiting for the processes of an earlier, killed run to end"]
+    assert len(beats) > 5, "the lock must not look abandoned meanwhile"
     threading.Timer(0.3, os.close, [descriptor]).start()
-    wait_for_workers(tmp_path, said.append, 10.0)
+    wait_for_workers(tmp_path, said.append, lambda: None, 10.0)
 
 
 def test_a_torn_or_foreign_lock_file_is_no_owner(tmp_path: Path) -> None:

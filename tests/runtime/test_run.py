@@ -7,14 +7,21 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import ROOT, TRIAL, Cli, environment_of, processes_with, wait_for
 
 from primus.checkpoints import store
+from primus.errors import RunDirectoryError
 from primus.events.follow import read_run
 from primus.plan.plan import Plan
+from primus.runtime import worker
+from primus.runtime.processes import FINAL
+from primus.runtime.run_directory import Attempt
+from primus.runtime.supervise import Interrupts, Supervisor
 
 
 def train(*more: str) -> list[str]:
@@ -95,6 +102,59 @@ def test_a_signal_saves_and_leaves_with_the_command_that_continues(
     assert f"stopped after step {step:,}" in out
     assert f"continue  {ROOT}/primus-cli train pretrain --config trial.yaml train.steps=100000" in out
     assert read_run(run_of(trial)).status == "stopped"
+
+
+def test_a_closed_terminal_hangs_up_twice_and_the_run_still_saves(cli: Cli, trial: Path) -> None:
+    process = cli.start(*train("train.steps=100000"), COUNTING_SAVE_SECONDS="1")
+    wait_for(lambda: started(trial))
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 129, err
+    assert newest(trial) > 0
+
+
+def test_starting_over_is_legal_when_nothing_can_be_continued(cli: Cli, trial: Path) -> None:
+    assert cli(*train()).returncode == 0
+    for info in store.complete(run_of(trial)):
+        path = info.directory / info.files[0].path
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    again = cli(*train("train.steps=7", "checkpoint.resume=never"))
+    assert again.returncode == 0, again.stderr
+    assert newest(trial) == 7
+
+
+def test_events_that_cannot_be_written_leave_the_exit_code(
+    cli: Cli, trial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli(*train()).returncode == 0
+
+    def full(bus: object, *_: object) -> None:
+        raise RunDirectoryError("the event file cannot be written: No space left on device")
+
+    monkeypatch.setattr(worker.Bus, "close", full)
+    monkeypatch.setattr(worker, "run", lambda *_: None)
+    attempt = run_of(trial) / "attempts" / "1"
+    identity = worker.Identity(0, 0, 1)
+    assert worker.work(attempt, identity, lambda: False) == FINAL  # type: ignore[arg-type]
+
+
+def test_a_late_failure_of_a_restarted_rank_does_not_fail_the_run(tmp_path: Path) -> None:
+    experiment = SimpleNamespace(resilience=SimpleNamespace(hang_timeout="1m"))
+    watcher = Supervisor(SimpleNamespace(experiment=experiment), Attempt(tmp_path, 1), lambda: None)  # type: ignore[arg-type]
+    failed = {"event": "rank_failed", "writer": "rank1", "rank": 1, "error": "Connection closed by peer"}
+    for record in (
+        {"event": "notice", "writer": "node0", "message": "starting the processes again"},
+        failed,
+        {"event": "run_started", "writer": "rank0"},
+        {"event": "run_ended", "writer": "rank0", "reason": "complete", "step": 5},
+    ):
+        watcher._take(record)
+    watcher._conclude(0, tmp_path / "log", Interrupts())
+    assert watcher.outcome.reason == "complete"
 
 
 def test_a_signal_that_was_ignored_on_purpose_stays_ignored(cli: Cli, trial: Path) -> None:

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import closing
@@ -74,12 +75,17 @@ def free_port() -> int:
         return port
 
 
-def run_gang(cases: Sequence[Case], world: int, directory: Path, timeout: float = 400) -> dict[str, Ran]:
+CASE_SECONDS = 240
+"""A case that takes longer hangs: its ranks write their stacks to their logs, and leave."""
+GRACE_SECONDS = 20
+"""When a rank has died, how long the others may go on before their stacks are asked for and they are ended too."""
+
+
+def run_gang(cases: Sequence[Case], world: int, directory: Path) -> dict[str, Ran]:
     """Run `cases` in order in `world` processes; their output is in DIRECTORY/rank-R.log.
 
     This process holds the store that the ranks of each case meet at, as torchrun's agent does: a port that was only
-    looked up could be taken by a connection of an earlier case. After `timeout` seconds every rank writes its stacks
-    to its log and leaves; that case's error then shows them.
+    looked up could be taken by a connection of an earlier case.
     """
     from torch.distributed import TCPStore
 
@@ -87,7 +93,7 @@ def run_gang(cases: Sequence[Case], world: int, directory: Path, timeout: float 
     spec = directory / "spec.json"
     stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in cases]
     entries = [
-        {**vars(case), "plan": case.plan.to_json(), "port": store.port, "timeout": timeout}
+        {**vars(case), "plan": case.plan.to_json(), "port": store.port}
         for case, store in zip(cases, stores, strict=True)
     ]
     spec.write_text(json.dumps(entries), encoding="utf-8")
@@ -103,13 +109,26 @@ def run_gang(cases: Sequence[Case], world: int, directory: Path, timeout: float 
                 )
             )
     try:
-        for process in processes:
-            process.wait(timeout=timeout + 60)
+        _wait(processes)
     finally:
         for process in processes:
             process.kill()
             process.wait()
     return {case.name: _collect(directory, case.name, world) for case in cases}
+
+
+def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Until all have ended, or some time after the first that failed."""
+    failed_at = None
+    while any(process.poll() is None for process in processes):
+        now = time.monotonic()
+        if failed_at is None and any(process.returncode for process in processes):
+            failed_at = now
+        if failed_at is not None and now - failed_at > GRACE_SECONDS:
+            for process in processes:
+                process.send_signal(signal.SIGABRT)
+            return
+        time.sleep(0.05)
 
 
 def environment(rank: int, world: int, port: int | None = None) -> dict[str, str]:
@@ -169,16 +188,16 @@ def _run_case(entry: dict[str, Any]) -> dict[str, Any]:
         stop_requested=stop_requested,
     )
     result, error = None, ""
-    if rank == 0:
-        for action in entry["before"]:
-            _prepare(*action)
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if entry["file_limit"]:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (entry["file_limit"], unlimited[1]))
     try:
+        if rank == 0:
+            for action in entry["before"]:
+                _prepare(*action)
+        if entry["file_limit"]:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (entry["file_limit"], unlimited[1]))
         result = asdict(TorchTitanBackend().run(plan, session))
-    except Exception as failure:  # noqa: BLE001 - the test looks at it
+    except BaseException as failure:  # noqa: BLE001 - the test looks at it
         error = "".join(traceback.format_exception(failure))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -206,9 +225,9 @@ def _prepare(action: str, path: str, source: str = "") -> None:
 def main(spec: Path) -> None:
     import torch
 
-    entries = json.loads(spec.read_text(encoding="utf-8"))
-    faulthandler.dump_traceback_later(entries[0]["timeout"], exit=True)
-    for entry in entries:
+    faulthandler.enable()
+    for entry in json.loads(spec.read_text(encoding="utf-8")):
+        faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
         answer = _run_case(entry)
         path = spec.parent / f"{entry['name']}-{os.environ['RANK']}.json"
         path.write_text(json.dumps(answer), encoding="utf-8")

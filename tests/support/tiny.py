@@ -97,6 +97,7 @@ def make(run_directory: Path, dataset: Path | str, *, nproc: int = 1, masked: bo
         "optimizer": {"lr": 1.0e-2, "schedule": {"name": "cosine", "warmup_steps": 2}},
         "precision": "fp32",
         "checkpoint": {"async": False},
+        "resilience": {"hang_timeout": "2m"},
     }
     for key, value in overrides.items():
         *sections, name = key.split("__")

@@ -159,10 +159,11 @@ def prune(run_directory: Path, keep: int) -> list[Path]:
 
 def set_aside(run_directory: Path, after: int) -> list[Path]:
     """Rename every checkpoint newer than step `after`, so that none is resumed from: for a run that starts again at
-    `after` and will come by those steps on another way. Nothing is deleted. Returns the new paths."""
+    `after` and will come by those steps on another way. Unfinished saves stay: nobody resumes from them. Nothing is
+    deleted. Returns the new paths."""
     moved = []
     for entry in entries(run_directory):
-        if entry.step <= after:
+        if entry.step <= after or entry.state == "partial":
             continue
         number = 1
         while (target := entry.directory.with_name(f"{entry.directory.name}.aside-{number}")).exists():

@@ -143,8 +143,11 @@ def hold_as_worker(directory: Path) -> int | None:
     return descriptor
 
 
-def wait_for_workers(directory: Path, say: Callable[[str], None], patience: float = 60.0) -> None:
-    """Wait until no worker of an earlier attempt is left: a killed launcher's need a moment to follow it.
+def wait_for_workers(
+    directory: Path, say: Callable[[str], None], beat: Callable[[], None], patience: float = 60.0
+) -> None:
+    """Wait until no worker of an earlier attempt is left: a killed launcher's need a moment to follow it. `beat` is
+    called meanwhile.
 
     Raises RunDirectoryError when they are still there after `patience` seconds.
     """
@@ -161,6 +164,7 @@ def wait_for_workers(directory: Path, say: Callable[[str], None], patience: floa
                     return
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
+            beat()
             waited = time.monotonic() - began
             if waited > patience:
                 raise RunDirectoryError(

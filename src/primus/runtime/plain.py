@@ -65,12 +65,14 @@ def run(task: Task, control: Control, reporter: Reporter) -> int:
     for restart in range(task.max_restarts + 1):
         ranks = Ranks(task, restart)
         control.pids = ranks.pids
+        if control.stopping:  # asked between the ranks' start and this line
+            os.kill(os.getpid(), signal.SIGTERM)
         failed = ranks.wait()
         if not failed:
             return 0
         hopeless = reporter.failed(failed, control)
         ranks.end()
-        if hopeless or restart == task.max_restarts:
+        if hopeless or control.stopping or restart == task.max_restarts:
             break
         reporter.restarting(task.max_restarts - restart - 1)
     return RETRYABLE

@@ -83,7 +83,7 @@ class RunDirectory:
             lock = RunLock(self.path)
         try:
             with _writing(self.path):
-                wait_for_workers(self.path, say)
+                wait_for_workers(self.path, say, lock.beat)
             yield lock
         finally:
             lock.release()

@@ -54,7 +54,8 @@ class Outcome:
 
 
 class Interrupts:
-    """Counts the signals that ask to stop; the first asks, the second insists."""
+    """Counts the signals that ask to stop; the first asks, the second insists. A closed terminal never insists: its
+    SIGHUP comes twice, from the shell and from the kernel."""
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -73,6 +74,8 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self.count:
+            return
         self.count += 1
         self.first = self.first or number
 
@@ -162,12 +165,12 @@ class Supervisor:
         kind = record["event"]
         if kind == "run_started":
             self.training = True
+            self._forget_failures()  # what a peer of an ended start said late
         elif kind == "step_done":
             self.outcome.step = record["step"]
             self.stepped = True
         elif kind == "notice" and record["writer"].startswith("node"):  # an agent's only notice: it restarts the ranks
-            self.outcome.failures.clear()
-            self.outcome.hang = ""
+            self._forget_failures()
             self.stepped = False
         elif kind == "rank_failed":
             self.outcome.failures.append(record)
@@ -177,6 +180,10 @@ class Supervisor:
         elif kind == "run_ended":
             self.ended = record["reason"]
             self.outcome.step = record["step"]
+
+    def _forget_failures(self) -> None:
+        self.outcome.failures.clear()
+        self.outcome.hang = ""
 
     def _stop(self, agent: subprocess.Popen[bytes], asked: int, console: Console) -> None:
         if asked == 1:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from primus.checkpoints.store import newest_intact
+from primus.checkpoints.store import complete, newest_intact, verify
 from primus.errors import PrimusError, RunDirectoryError
 from primus.home import invoked_as
 from primus.launch.direct import Command
@@ -62,16 +62,16 @@ def _join(job: Job, python: str) -> int:
 def _is_complete(job: Job) -> bool:
     """Whether there is nothing left to train; says so."""
     experiment = job.plan.experiment
-    newest, _ = newest_intact(job.directory.path)
-    if newest is None:
-        return False
     if experiment.checkpoint.resume == "never":
+        if all(verify(info) for info in complete(job.directory.path)):
+            return False  # nothing that could be continued
         raise RunDirectoryError(
             "this run has checkpoints, and checkpoint.resume=never would train over them",
             where=str(job.directory.path),
             remedy="start another run (name=OTHER), or continue with checkpoint.resume=auto",
         )
-    if newest.step < experiment.train.steps:
+    newest, _ = newest_intact(job.directory.path)
+    if newest is None or newest.step < experiment.train.steps:
         return False
     tell(
         f"{experiment.name} is complete: {newest.step:,} of {experiment.train.steps:,} steps, in {job.directory.path}\n"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from primus.backends import registry
 from primus.backends.base import Session
-from primus.errors import EnvironmentFault, PrimusError, TrainingError
+from primus.errors import EnvironmentFault, PrimusError, RunDirectoryError, TrainingError
 from primus.events.bus import Bus
 from primus.events.sinks import Sink, SinkContext, open_sinks
 from primus.events.types import Event, RankFailed, RunEnded, StepDone
@@ -65,7 +65,11 @@ def main() -> None:
     stacks = stack.open("w", encoding="utf-8")  # written only when asked, if this rank seems to hang
     faulthandler.enable(sys.stderr)
     faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
-    code = work(attempt, identity, stop)
+    try:
+        code = work(attempt, identity, stop)
+    except BaseException:  # noqa: BLE001 - not even its failure could be reported; the agent speaks for it
+        traceback.print_exc()
+        code = 1
     stack.unlink(missing_ok=True)
     if code:
         # Not sys.exit: an engine's threads and communicators may hang in their destructors after a failure.
@@ -92,12 +96,19 @@ def work(attempt: Path, identity: Identity, stop: StopFlag) -> int:
     except PrimusError as error:
         with Bus(attempt, writer) as bus:
             return report(error, identity, None, bus)
-    with Bus(attempt, writer, sinks) as bus:
-        emitter = Emitter(bus)
-        try:
-            run(plan, attempt, identity, stop, emitter)
-        except BaseException as error:  # noqa: BLE001 - whatever ends a rank is reported, then it leaves with its code
-            return report(error, identity, emitter.step, bus)
+    code = 0
+    try:
+        with Bus(attempt, writer, sinks) as bus:
+            emitter = Emitter(bus)
+            try:
+                run(plan, attempt, identity, stop, emitter)
+            except BaseException as error:  # noqa: BLE001 - whatever ends a rank is reported, then it leaves
+                code = report(error, identity, emitter.step, bus)
+    except RunDirectoryError as error:  # the last events could not be written
+        sys.stderr.write(f"{error}\n")
+        code = code or FINAL
+    if code:
+        return code
     if held is not None:
         os.close(held)
     return 0

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from gang import Ran
 
+from primus.backends.base import Session
+from primus.backends.torchtitan.checkpoint import Checkpoints
 from primus.checkpoints import store
+from primus.config.experiment import Checkpoint
+from primus.events.types import Event, Notice
 
 TOLERANCE = 1e-5
 
@@ -88,11 +93,62 @@ def test_damage_is_reported(one: dict[str, Ran], two: dict[str, Ran]) -> None:
         (one["cut"], {6: "manifest", 4: ".metadata"}),
         (two["shard-flipped"], {6: "__1_0.distcp"}),
     ):
-        messages = [event["message"] for event in ran.of("notice")]
+        messages = [event["message"] for event in ran.of("notice") if "damaged and skipped" in event["message"]]
         assert len(messages) == len(found)
         for message, (step, words) in zip(messages, found.items(), strict=True):
             assert f"step {step} is damaged and skipped" in message
             assert words in message
+
+
+def test_a_damaged_checkpoint_does_not_push_out_good_ones(root: Path, one: dict[str, Ran]) -> None:
+    ran = one["flipped-stopped"].ended()
+    assert ran.result == {"reason": "stopped", "step": 5}
+    assert steps(root, "flipped-stopped") == [5]
+    assert [path.name for path in (root / "flipped-stopped/checkpoints").glob("*aside*")] == ["step-6.aside-1"]
+    assert any("step-6.aside-1" in event["message"] for event in ran.of("notice"))
+
+
+def checkpoints_of(directory: Path, keep: int, heard: list[Event]) -> Checkpoints:
+    """Enough of a Checkpoints for what rank 0 does to files."""
+    made: Checkpoints = object.__new__(Checkpoints)
+    attempt = directory / "attempts" / "1"
+    attempt.mkdir(parents=True)
+    made.session = Session(0, 0, 1, directory, attempt, 1, heard.append, lambda: False)
+    made._settings = Checkpoint(keep=keep)
+    return made
+
+
+def save(directory: Path, step: int) -> None:
+    (store.begin(directory, step) / "weights").write_bytes(b"1")
+    store.seal(store.directory_of(directory, step), step=step, consumed_samples=step, model={})
+
+
+def test_what_cannot_be_removed_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Event] = []
+    made = checkpoints_of(tmp_path, 1, heard)
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(store.shutil, "rmtree", busy)
+    made._prune(2)
+    assert [info.step for info in store.complete(tmp_path)] == [2]
+    (notice,) = heard
+    assert isinstance(notice, Notice)
+    assert "old checkpoints stay for now" in notice.message
+    assert "Directory not empty" in notice.message
+
+
+def test_a_restart_within_an_attempt_does_not_start_over_again(tmp_path: Path) -> None:
+    made = checkpoints_of(tmp_path, 1, [])
+    save(tmp_path, 3)
+    assert made._start_over()
+    assert store.complete(tmp_path) == []
+    save(tmp_path, 4)
+    assert not made._start_over()
+    assert [info.step for info in store.complete(tmp_path)] == [4]
 
 
 def test_no_intact_checkpoint_is_an_error_and_nothing_is_lost(root: Path, one: dict[str, Ran]) -> None:

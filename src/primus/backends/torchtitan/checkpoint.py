@@ -28,7 +28,7 @@ from primus.backends.torchtitan.staging import Staging
 from primus.backends.torchtitan.storage import HashingWriter
 from primus.checkpoints import store
 from primus.checkpoints.store import CheckpointInfo
-from primus.errors import CheckpointError, PrimusError, Problem
+from primus.errors import CheckpointError, PrimusError, Problem, TrainingError
 from primus.events.types import CheckpointSaved, Notice
 from primus.plan.plan import Plan
 
@@ -68,6 +68,8 @@ class Checkpoints(BaseCheckpointManager):
         self.plan, self.session = config._plan, config._session
         self.saved_step: int | None = None
         """Step of the newest checkpoint that is complete or being written."""
+        self.complete_step: int | None = None
+        """Step of the newest checkpoint that is complete."""
         self._settings = self.plan.experiment.checkpoint
         self._architecture = self.plan.experiment.model.model_dump(mode="json")
         self._model = ModelWrapper(model_parts)
@@ -137,7 +139,7 @@ class Checkpoints(BaseCheckpointManager):
         if outcome.message:
             self.saved_step = None
         else:
-            self.saved_step = outcome.step
+            self.saved_step = self.complete_step = outcome.step
         if self.session.rank != 0:
             return
         if outcome.message:
@@ -182,7 +184,21 @@ class Checkpoints(BaseCheckpointManager):
             if self.session.rank == 0:
                 shutil.rmtree(directory, ignore_errors=True)
             return Outcome(step, 0, time.perf_counter() - began, _cause(error))
+        except RuntimeError as error:
+            raise TrainingError(
+                f"the ranks lost each other while they saved the checkpoint of step {step}: {error}", retryable=True
+            ) from error
+        self._prune(step)
         return Outcome(step, size, time.perf_counter() - began)
+
+    def _prune(self, step: int) -> None:
+        """What cannot be removed is no reason to doubt what has just been saved."""
+        if self.session.rank != 0 or self._settings.keep is None:
+            return
+        try:
+            store.prune(self.session.run_directory, self._settings.keep)
+        except CheckpointError as error:
+            self.session.emit(Notice(message=f"old checkpoints stay for now: {error}", step=step))
 
     def _seal(self, step: int, consumed_samples: int, digests: list[dict[str, str]]) -> int:
         info = store.seal(
@@ -192,8 +208,6 @@ class Checkpoints(BaseCheckpointManager):
             model=self._architecture,
             digests={name: digest for part in digests for name, digest in part.items()},
         )
-        if self._settings.keep is not None:
-            store.prune(self.session.run_directory, self._settings.keep)
         return info.bytes
 
     def _state(self) -> dict[str, Any]:
@@ -209,12 +223,7 @@ class Checkpoints(BaseCheckpointManager):
         Damaged ones are skipped with a Notice. Raises CheckpointError when all are damaged, or when the checkpoint is
         of another model.
         """
-        if self._settings.resume == "never":
-            aside = self._on_first_rank(lambda: store.set_aside(self.session.run_directory, 0))
-            if aside and self.session.rank == 0:
-                names = ", ".join(path.name for path in aside)
-                message = f"checkpoint.resume is never: earlier checkpoints are set aside as {names}"
-                self.session.emit(Notice(message=message))
+        if self._settings.resume == "never" and self._on_first_rank(self._start_over):
             return None
         problems: list[Problem] = []
         for entry in self._on_first_rank(lambda: store.entries(self.session.run_directory)):
@@ -235,6 +244,9 @@ class Checkpoints(BaseCheckpointManager):
             different = store.compare_model(entry.info, self._architecture)
             if different:
                 raise CheckpointError(problems=different)
+            if problems:
+                # they would count as the newest when old ones are removed, and be tried first by the next start
+                self._on_first_rank(lambda step=entry.step: self._set_aside("damaged", step))  # type: ignore[misc]
             self._load_from(entry.info)
             return entry.info
         if problems:
@@ -249,6 +261,22 @@ class Checkpoints(BaseCheckpointManager):
                 ]
             )
         return None
+
+    def _start_over(self) -> bool:
+        """On rank 0: set aside what earlier attempts saved. Once an attempt: when its ranks are started again, they
+        continue with what they have saved themselves."""
+        mark = self.session.attempt_directory / "started-over"
+        if mark.exists():
+            return False
+        self._set_aside("checkpoint.resume is never", -1)
+        mark.touch()
+        return True
+
+    def _set_aside(self, reason: str, after: int) -> None:
+        moved = store.set_aside(self.session.run_directory, after)
+        if moved:
+            names = ", ".join(path.name for path in moved)
+            self.session.emit(Notice(message=f"{reason}: checkpoints are set aside as {names}"))
 
     def _damage(self, info: CheckpointInfo) -> list[Problem]:
         """Hash every file once, each on one rank (a rank's own files on itself, which at the same layout are those it
@@ -280,7 +308,7 @@ class Checkpoints(BaseCheckpointManager):
         self._model.load_state_dict(state)
         self._optimizers.load_state_dict(state)
         self._optimizers.set_updates(info.step)
-        self.saved_step = info.step
+        self.saved_step = self.complete_step = info.step
 
     # agreeing
 

@@ -13,7 +13,10 @@ class Staging:
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
-        self._accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        # With its index: the current device is a thread's own, and the copy may run in another thread.
+        self._accelerator: torch.device | None = None
+        if torch.accelerator.is_available() and (kind := torch.accelerator.current_accelerator()):
+            self._accelerator = torch.device(kind.type, torch.accelerator.current_device_index())
 
     def mark(self) -> object:
         """A point in this thread's device work after which the tensors hold what shall be copied."""
@@ -29,6 +32,7 @@ class Staging:
         one that made the tensors; `ready` is then that thread's ``mark()``."""
         if self._accelerator is None:
             return {name: self._copy(name, value) for name, value in state.items()}
+        torch.accelerator.set_device_index(self._accelerator.index)
         stream = torch.Stream(device=self._accelerator)
         if isinstance(ready, torch.Event):
             ready.wait(stream)

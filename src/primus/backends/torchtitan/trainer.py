@@ -212,7 +212,7 @@ class PrimusTrainer(Trainer):
         self.checkpointer.finish()
         what = f"the loss is {loss}" if ranks else f"the loss is {loss}, but the gradient norm is {grad_norm}"
         which = f" on rank {', '.join(map(str, ranks))}" if ranks else " (one norm for all ranks)"
-        kept = self.checkpointer.saved_step
+        kept = self.checkpointer.complete_step
         raise TrainingError(
             f"{what}{which}; no weight was updated with it",
             where=f"step {self.step}",
