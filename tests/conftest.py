@@ -20,6 +20,14 @@ def pytest_configure() -> None:
             signal.signal(number, default)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two test processes, each takes whole files, so that what a file's tests share is made once; two files share
+    the same long runs."""
+    for item in items:
+        shared = item.path.parent.name == "torchtitan" and item.path.stem in ("test_resume", "test_training")
+        item.add_marker(pytest.mark.xdist_group("long runs" if shared else str(item.path)))
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Iterator[Cli]:
     measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}

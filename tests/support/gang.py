@@ -81,11 +81,11 @@ GRACE_SECONDS = 20
 """When a rank has died, how long the others may go on before their stacks are asked for and they are ended too."""
 
 
-def run_gang(cases: Sequence[Case], world: int, directory: Path) -> dict[str, Ran]:
+def run_gang(cases: Sequence[Case], world: int, directory: Path, *, measured: bool = False) -> dict[str, Ran]:
     """Run `cases` in order in `world` processes; their output is in DIRECTORY/rank-R.log.
 
     This process holds the store that the ranks of each case meet at, as torchrun's agent does: a port that was only
-    looked up could be taken by a connection of an earlier case.
+    looked up could be taken by a connection of an earlier case. measured: for coverage, which makes them a third slower.
     """
     from torch.distributed import TCPStore
 
@@ -97,13 +97,14 @@ def run_gang(cases: Sequence[Case], world: int, directory: Path) -> dict[str, Ra
         for case, store in zip(cases, stores, strict=True)
     ]
     spec.write_text(json.dumps(entries), encoding="utf-8")
+    variables = {name: value for name, value in os.environ.items() if measured or not name.startswith("COVERAGE_")}
     processes = []
     for rank in range(world):
         with (directory / f"rank-{rank}.log").open("w", encoding="utf-8") as log:
             processes.append(
                 subprocess.Popen(
                     [sys.executable, __file__, str(spec)],
-                    env={**environment(rank, world), "TORCHELASTIC_USE_AGENT_STORE": "True"},
+                    env={**variables, **environment(rank, world), "TORCHELASTIC_USE_AGENT_STORE": "True"},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
@@ -127,16 +128,18 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
         if failed_at is not None and now - failed_at > GRACE_SECONDS:
             for process in processes:
                 process.send_signal(signal.SIGABRT)
+            time.sleep(2)  # for their stacks
             return
         time.sleep(0.05)
 
 
 def environment(rank: int, world: int, port: int | None = None) -> dict[str, str]:
+    """Variables of a rank, on top of this process's."""
     extra = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     extra |= {"OMP_NUM_THREADS": "1", "TORCHELASTIC_USE_AGENT_STORE": "False", "PYTHONPATH": str(SOURCES)}
     if port is not None:
         extra["MASTER_PORT"] = str(port)
-    return {**os.environ, **extra}
+    return extra
 
 
 def _collect(directory: Path, name: str, world: int) -> Ran:

@@ -99,7 +99,7 @@ def one(root: Path, case: Make) -> dict[str, Ran]:
         case("deepseek-half", model=DEEPSEEK_V3, train__steps=4),
         case("deepseek-resumed", after="deepseek-half", model=DEEPSEEK_V3),
     ]
-    return run_gang(cases, 1, root / "gang-1")
+    return run_gang(cases, 1, root / "gang-1", measured=True)
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +134,7 @@ def two(root: Path, case: Make, one: dict[str, Ran]) -> dict[str, Ran]:
         case("shard-bf16", nproc=2, precision="bf16", **shard),
         case("shard-fp8", nproc=2, precision="fp8", torchtitan__float8__emulate=True, **shard),
     ]
-    return run_gang(cases, 2, root / "gang-2")
+    return run_gang(cases, 2, root / "gang-2", measured=True)
 
 
 @pytest.fixture(scope="session")

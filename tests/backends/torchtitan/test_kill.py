@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -23,7 +24,7 @@ def launch(plan: Plan, attempt: int) -> subprocess.Popen[bytes]:
     (directory / "logs").mkdir(parents=True)
     (directory / "plan.json").write_text(plan.to_json(), encoding="utf-8")
     command = [sys.executable, "-m", "primus.runtime.worker", str(directory)]
-    return subprocess.Popen(command, env=environment(0, 1, free_port()))
+    return subprocess.Popen(command, env={**os.environ, **environment(0, 1, free_port())})
 
 
 def steps_done(plan: Plan, attempt: int) -> int:

@@ -1,6 +1,7 @@
 """The start of training: random weights equal in every layout, and Hugging Face weights."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,10 @@ def gang(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, d
     output, port = tmp_path_factory.mktemp("layouts"), free_port()
     for name in {name for name, _ in layouts.LAYOUTS.values()}:
         saved(transformers_model(MODELS[name]), output / name, max_shard_size="50KB")
-    extra = environment(0, layouts.WORLD)
-    extra["PYTHONPATH"] += f":{Path(layouts.__file__).parent}"
+    variables = {**os.environ, **environment(0, layouts.WORLD)}
+    variables["PYTHONPATH"] += f":{Path(layouts.__file__).parent}"
     command = [sys.executable, layouts.__file__, str(output), str(port)]
-    done = subprocess.run(command, env=extra, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((output / f"rank-{rank}.json").read_text()) for rank in range(layouts.WORLD)]
 
