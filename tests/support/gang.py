@@ -85,7 +85,7 @@ def run_gang(cases: Sequence[Case], world: int, directory: Path, *, measured: bo
     """Run `cases` in order in `world` processes; their output is in DIRECTORY/rank-R.log.
 
     This process holds the store that the ranks of each case meet at, as torchrun's agent does: a port that was only
-    looked up could be taken by a connection of an earlier case. measured: for coverage, which makes them a third slower.
+    looked up could be taken by a connection of an earlier case. measured: for coverage, at a third of the speed less.
     """
     from torch.distributed import TCPStore
 
