@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from command_line import PLUGINS, TRIAL, Cli, clean_environment
 
+ENGINES = ("backends/", "parity/", "checkpoints/test_convert.py", "runtime/test_engine.py")
+
 
 def pytest_configure() -> None:
     """What a shell has its background jobs ignore, or nohup, would be ignored by everything the tests start."""
@@ -21,11 +23,11 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two test processes, each takes whole files, so that what a file's tests share is made once; two files share
-    the same long runs."""
+    """Of two test processes, one makes all the runs of engines that fill a machine of two cores, the other the rest,
+    file by file, so that what a file's tests share is made once."""
     for item in items:
-        shared = item.path.parent.name == "torchtitan" and item.path.stem in ("test_resume", "test_training")
-        item.add_marker(pytest.mark.xdist_group("long runs" if shared else str(item.path)))
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        item.add_marker(pytest.mark.xdist_group("engines" if path.startswith(ENGINES) else path))
 
 
 @pytest.fixture
