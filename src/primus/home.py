@@ -23,3 +23,10 @@ def primus_home() -> Path:
 def invoked_as() -> str:
     """The command as the user typed it, quoted for a shell: ``./primus-cli`` in a checkout, ``primus-cli`` on PATH."""
     return shlex.quote(os.environ.get("PRIMUS_INVOKED_AS", "primus-cli"))
+
+
+def user_path(text: str) -> Path:
+    """The path a person wrote, ``~`` and ``~name`` expanded where there is such a user. Never raises; whether the file
+    system takes such a name shows when it is used (``os.path.exists`` and its like answer False for one it does not).
+    """
+    return Path(os.path.expanduser(text))
