@@ -22,6 +22,7 @@ def pytest_configure() -> None:
             signal.signal(number, default)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two test processes, one makes all the runs of engines that fill a machine of two cores, the other the rest,
     file by file, so that what a file's tests share is made once."""
