@@ -12,23 +12,12 @@ from pathlib import Path
 import pytest
 from command_line import PLUGINS, TRIAL, Cli, clean_environment
 
-ENGINES = ("backends/", "parity/", "checkpoints/test_convert.py", "runtime/test_engine.py")
-
 
 def pytest_configure() -> None:
     """What a shell has its background jobs ignore, or nohup, would be ignored by everything the tests start."""
     for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, default)
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two test processes, one makes all the runs of engines that fill a machine of two cores, the other the rest,
-    file by file, so that what a file's tests share is made once."""
-    for item in items:
-        path = item.path.relative_to(Path(__file__).parent).as_posix()
-        item.add_marker(pytest.mark.xdist_group("engines" if path.startswith(ENGINES) else path))
 
 
 @pytest.fixture
