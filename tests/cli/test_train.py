@@ -38,6 +38,19 @@ def test_the_plan_says_what_would_run(cli: Cli, trial: Path) -> None:
     assert not (trial.parent / "runs").exists()
 
 
+def test_an_import_path_of_ones_own_is_honoured_from_file_and_flag(cli: Cli, trial: Path) -> None:
+    with trial.open("a") as file:
+        file.write("env: {PYTHONPATH: /of/the/file}\n")
+    for flags, expected in (((), "/of/the/file"), (("--env", "PYTHONPATH=/of/the/flag"), "/of/the/flag")):
+        done = cli("direct", *flags, "--", "train", "pretrain", "--config", "trial.yaml", "--dry-run", "--json")
+        (words,) = json.loads(done.stdout)["commands"]
+        value = next(word for word in words if word.startswith("PYTHONPATH=")).partition("=")[2]
+        assert value.split(":")[1] == expected
+        assert Path(value.split(":")[0], "primus").is_dir()
+    done = cli(*("direct", "--env", "PYTHONPATH=/of/the/flag", "--"), *("train", "pretrain", "--config", "trial.yaml"))
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_dry_run_of_a_run_that_exists_plans_its_continuation(cli: Cli, trial: Path) -> None:
     assert cli("train", "pretrain", "--config", "trial.yaml").returncode == 0
     done = cli("train", "pretrain", "--config", "trial.yaml", "--dry-run", "train.steps=50", "--json")
@@ -54,6 +67,9 @@ def test_the_backend_flag_is_an_override(cli: Cli, trial: Path) -> None:
     assert done.returncode == 2
     assert "there is no backend 'nothing'" in done.stderr
     assert "counting" in done.stderr
+    empty = cli("train", "pretrain", "--config", "trial.yaml", "--backend", "", "--dry-run")
+    assert empty.returncode == 2
+    assert "'backend=' has no value" in empty.stderr
 
 
 def test_the_runs_directory_is_chosen_by_flag_then_by_environment(cli: Cli, trial: Path) -> None:

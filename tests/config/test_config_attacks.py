@@ -91,6 +91,23 @@ def test_many_wrong_keys_and_one_giant(write: Write, minimal: str) -> None:
     assert shown.endswith("... and 2951 more\n")
 
 
+def test_installed_backends_are_looked_up_once_for_all_guesses(
+    problems: Callable[..., tuple[Problem, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from primus.backends import registry
+
+    calls: list[int] = []
+    installed = registry.names()
+
+    def names() -> list[str]:
+        calls.append(1)
+        return installed
+
+    monkeypatch.setattr(registry, "names", names)
+    assert len(problems("".join(f"optimizerx{number}: 1\n" for number in range(50)))) == 50
+    assert len(calls) <= 2  # once to tell a backend's section from a mistake, once to guess what was meant
+
+
 def test_deep_overrides(problem: OneProblem) -> None:
     assert "levels deep" in problem("", ".".join("a" * 5000) + "=1").message
     assert "levels deep" in problem("", "env.A=" + "[" * 5000).message

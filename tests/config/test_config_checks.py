@@ -53,6 +53,16 @@ LLAMA3 = (
         (["profile.steps=[101, 102]"], "begins at 101, after the last of 100 steps", "profile.steps=[101, 102]"),
         (["profile={steps: [1, 2], ranks: [0, 0]}"], "names a rank twice", "profile={steps: [1, 2], ranks: [0, 0]}"),
         (["model.num_key_value_heads=3"], "4 query heads cannot be shared evenly by 3", "model.num_key_value_heads=3"),
+        (
+            ["model.num_attention_heads=1000000000000", "model.num_key_value_heads=3", "model.head_dim=8"],
+            "1000000000000 query heads cannot be shared evenly by 3",
+            "model.num_key_value_heads=3",
+        ),
+        (
+            ["model.model_type=deepseek_v3", *MLA, "model.qk_rope_head_dim=33"],
+            "a part of width 33 cannot be rotated",
+            "model.qk_rope_head_dim=33",
+        ),
         (["model.hidden_size=65"], "hidden_size 65 is not a multiple of 4 heads", "model.hidden_size=65"),
         (["model.head_dim=5"], "heads of width 5 cannot be rotated", "model.head_dim=5"),
         (

@@ -116,6 +116,51 @@ def test_two_presets_of_an_axis_in_one_list_are_refused(write: Write, own_preset
         load(write(BARE + "extends: [models/small, models/other, hardware/cpu, recipes/base]\n"))
 
 
+MINE = "mine.yaml", "extends: [models/other]\noptimizer: {lr: 1e-4}\n"
+
+
+def test_a_preset_inside_a_file_replaces_an_earlier_one_too(write: Write, own_presets: Path) -> None:
+    write("extends: [models/long, hardware/cpu]\n", "base.yaml")
+    write(MINE[1] + "model: {head_dim: 8}\n", MINE[0])
+    model = load(write(BARE + "extends: [base.yaml, mine.yaml]\nmodel: {rms_norm_eps: 1e-3}\n")).experiment.model
+    assert (model.model_type, model.rope_theta) == ("qwen3", 10000.0)  # not models/long's
+    assert (model.head_dim, model.rms_norm_eps) == (8, 1e-3)  # each file's own keys over its presets
+    from_command_line = load(write(BARE + "extends: base.yaml\n"), ["extends=mine.yaml"]).experiment.model
+    assert (from_command_line.model_type, from_command_line.rope_theta) == ("qwen3", 10000.0)
+
+
+def test_a_preset_inside_a_file_is_refused_behind_one_of_the_list(write: Write, own_presets: Path) -> None:
+    write(MINE[1], MINE[0])
+    with pytest.raises(ConfigError) as caught:
+        load(write(BARE + "extends: [models/long, mine.yaml, hardware/cpu]\n"))
+    (found,) = caught.value.problems
+    assert found.where == "e.yaml:4:24"
+    assert found.message == "two presets of models: models/long and models/other (through mine.yaml)"
+    assert found.remedy == "leave out models/long, or name it after mine.yaml to have it instead"
+    assert load(write(BARE + "extends: [models/other, mine.yaml, hardware/cpu]\n")).experiment.model.vocab_size == 512
+
+
+def test_the_same_preset_through_two_files_keeps_what_one_of_them_changed(write: Write, own_presets: Path) -> None:
+    write("extends: models/small\nmodel: {rope_theta: 7}\n", "a.yaml")
+    write("extends: [models/small, hardware/cpu, recipes/base]\n", "b.yaml")
+    assert load(write(BARE + "extends: [a.yaml, b.yaml]\n")).experiment.model.rope_theta == 7
+
+
+def test_a_file_named_on_the_command_line_counts_from_the_current_directory(write: Write, own_presets: Path) -> None:
+    write("optimizer: {lr: 3e-4}\n", "ours/mine.yaml")
+    name = write(BARE + "extends: [models/small, hardware/cpu]\n", "deep/e.yaml")
+    assert load(name, ["extends=ours/mine.yaml"]).experiment.optimizer.lr == 3e-4
+
+
+@pytest.mark.parametrize("name", ["${NOPE}", "models/${NOPE}", "${NOPE}.yaml"])
+def test_a_preset_named_by_an_unset_variable_is_one_mistake(write: Write, own_presets: Path, name: str) -> None:
+    text = BARE + "optimizer: {lr: 1}\n"
+    for path, overrides in ((write(f"{text}extends: ['{name}', hardware/cpu]\n"), []), (write(text, "o.yaml"), [name])):
+        with pytest.raises(ConfigError) as caught:
+            load(path, [f'extends=["{given}", hardware/cpu]' for given in overrides], {})
+        assert [item.message for item in caught.value.problems] == ["the environment variable 'NOPE' is not set"]
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
@@ -354,6 +399,14 @@ def test_an_architecture_that_is_not_the_weights_own_is_refused(write: Write, ow
     said = {item.where.rpartition("/")[2]: item.message for item in caught.value.problems}
     assert said["e.yaml:5:36"] == "model.vocab_size is 7, but weights has 320"
     assert "model.hidden_size is 64, but weights has 48" in said.values()  # set by models/small
+
+
+def test_a_wrong_value_of_the_weights_is_placed_in_their_config(write: Write, own_presets: Path, weights: Path) -> None:
+    config = json.loads((weights / "config.json").read_text())
+    (weights / "config.json").write_text(json.dumps({**config, "hidden_size": "48"}))
+    with pytest.raises(ConfigError, match="hidden_size must be a whole number") as caught:
+        load(write(f"{BARE}extends: [hardware/cpu, recipes/base]\nmodel: {{init: weights}}\n"))
+    assert [problem.where for problem in caught.value.problems] == ["weights/config.json"]
 
 
 def test_weights_that_are_not_there_are_placed(write: Write, own_presets: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
@@ -58,6 +59,19 @@ def test_the_caret_stays_under_its_word_when_a_line_is_cut() -> None:
     line, marker = shown[1], shown[2]
     assert line[marker.index("^")] == "x"
     assert "..." in line
+
+
+def test_a_giant_line_is_cut_before_anything_else_is_done_with_it() -> None:
+    line = "{" + "a: 1, " * 500_000 + "}"
+    problems = [Problem(f"f:1:{column}", "m", "", line, column) for column in range(1_000_004, 1_000_304, 6)]
+    start = time.process_time()
+    shown = render(ConfigError(problems=problems), 80).splitlines()
+    assert time.process_time() - start < 1
+    assert len(problems) == 50
+    quoted, marker = shown[3], shown[4]
+    assert quoted.startswith("    1 | ...")
+    assert quoted.endswith("...")
+    assert quoted[marker.index("^") :].startswith("a: 1, ")
 
 
 def test_the_caret_counts_wide_characters_and_tabs() -> None:

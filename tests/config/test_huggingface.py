@@ -124,6 +124,15 @@ LLAMA = {
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.2}}, "attention_factor"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "part of each head"),
         ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": "fp8"}, "the weights are stored as 'fp8'"),
+        ({"rope_scaling": "x"}, "rope_scaling must be a map, but is 'x'"),
+        ({"rope_parameters": 5}, "rope_parameters must be a map, but is 5"),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_parameters.rope_type must be a single value"),
+        ({"head_dim": "\ud800"}, "head_dim must be a single value"),
+        ({"rope_theta": {"a": 1}}, "rope_theta must be a single value"),
+        ({"layer_types": 5}, "layer_types must be a list, but is 5"),
+        ({"hidden_size": [[[[[[[[[[]]]]]]]]]]}, "hidden_size must be a single value"),
+        ({"model_type": ["llama"]}, "model_type ['llama'] is not supported"),
         ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window"),
         ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"model_type": "gpt_oss", "layer_types": ["full_attention", "full_attention"]}, "layer_types"),
@@ -180,11 +189,18 @@ def test_random_and_native_starts_have_no_fields() -> None:
     assert huggingface.model_fields("native") == {}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", '"llama"'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", '"llama"', "[" * 100_000])
 def test_a_broken_config_names_the_file(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):
         huggingface.model_fields(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["~nosuch/x", "a\0b", "x" * 300, "./" + "x" * 5000])
+def test_a_name_that_is_no_directory_is_a_problem(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"there is no |cannot be read") as caught:
+        huggingface.model_fields(name)
+    assert [problem.where for problem in caught.value.problems] == ["model.init"]
 
 
 def test_a_directory_without_config_is_named(tmp_path: Path) -> None:

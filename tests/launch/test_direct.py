@@ -22,7 +22,8 @@ def command(place: Direct, **more: Any) -> Command:
         "processes": "torchrun",
         "max_restarts": 2,
         "run_id": "a-run-3-0123",
-        "env": {"NCCL_DEBUG": "WARN", "PYTHONPATH": "/checkout/src"},
+        "env": {"NCCL_DEBUG": "WARN"},
+        "import_path": "/checkout/src",
         "cores": 18,
         "inherited": {},
     }
@@ -66,6 +67,24 @@ def test_threads_are_shared_out_unless_somebody_chose(
 ) -> None:
     rendered = command(Direct(), cores=cores, nproc=nproc, inherited=inherited, env=env)
     assert rendered.env.get("OMP_NUM_THREADS") == expected
+
+
+@pytest.mark.parametrize(
+    ("experiment", "place", "expected"),
+    [
+        ({}, {}, "/checkout/src:/of/the/caller"),
+        ({"PYTHONPATH": "/mine:/more"}, {}, "/checkout/src:/mine:/more:/of/the/caller"),
+        ({}, {"PYTHONPATH": "/x"}, "/checkout/src:/x:/of/the/caller"),
+        ({"PYTHONPATH": "/mine"}, {"PYTHONPATH": "/x"}, "/checkout/src:/x:/of/the/caller"),
+        ({"PYTHONPATH": "/of/the/caller:/checkout/src:/mine"}, {}, "/checkout/src:/of/the/caller:/mine"),
+        ({}, {"PYTHONPATH": ""}, "/checkout/src:/of/the/caller"),
+    ],
+)
+def test_an_import_path_of_ones_own_stands_behind_ours(
+    experiment: dict[str, str], place: dict[str, str], expected: str
+) -> None:
+    rendered = command(Direct(env=place), env=experiment, import_path="/checkout/src:/of/the/caller")
+    assert rendered.env["PYTHONPATH"] == expected
 
 
 def test_impossible_places_are_refused() -> None:

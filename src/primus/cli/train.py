@@ -43,7 +43,7 @@ class Options:
         for word in self.overrides:
             if "=" not in word:
                 raise UsageError(f"'{word}' is not KEY=VALUE", remedy="an override looks like train.steps=100")
-        return (*self.overrides, f"backend={self.backend}") if self.backend else self.overrides
+        return (*self.overrides, f"backend={self.backend}") if self.backend is not None else self.overrides
 
 
 FILE = click.Path(path_type=Path)

@@ -23,6 +23,9 @@ RESERVED = frozenset(
 )
 """Variables that the launcher sets for every rank."""
 
+MOST_HEADS = 1024
+"""No model has more key/value heads."""
+
 DECAYING = ("cosine", "linear", "wsd")
 
 
@@ -129,17 +132,26 @@ def _profile(experiment: Experiment, written: Written) -> Iterator[Finding]:
         )
 
 
+_EVEN = "rotary embeddings need an even width"
+
+
 def _heads(experiment: Experiment, written: Written) -> Iterator[Finding]:
     model = experiment.model
     heads, groups = model.num_attention_heads, model.num_key_value_heads
     if groups and heads % groups:
-        fitting = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
         yield (
             "model.num_key_value_heads",
             f"{heads} query heads cannot be shared evenly by {groups} key/value heads",
-            f"choose one of {fitting}",
+            f"choose one of {', '.join(map(str, _divisors(heads)))}",
         )
     if model.model_type == "deepseek_v3":
+        rotated = model.qk_rope_head_dim
+        if rotated and rotated % 2:
+            yield (
+                "model.qk_rope_head_dim",
+                f"a part of width {rotated} cannot be rotated: {_EVEN}",
+                f"e.g. {rotated + 1}",
+            )
         return
     if model.head_dim is None and model.hidden_size % heads:
         yield (
@@ -149,7 +161,12 @@ def _heads(experiment: Experiment, written: Written) -> Iterator[Finding]:
         )
     width = model.head_dim or model.hidden_size // heads
     if width % 2:
-        yield "model.head_dim", f"heads of width {width} cannot be rotated: rotary embeddings need an even width", ""
+        yield "model.head_dim", f"heads of width {width} cannot be rotated: {_EVEN}", ""
+
+
+def _divisors(number: int) -> list[int]:
+    """Its divisors below MOST_HEADS, and itself: a mistyped number may be far too large to try them all."""
+    return [*(small for small in range(1, min(number, MOST_HEADS)) if number % small == 0), number]
 
 
 def _rope(experiment: Experiment, written: Written) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from typing import Any, get_args, get_origin
 
@@ -26,6 +27,7 @@ def describe(tree: Node, found: list[Found], unread: Collection[str] = ()) -> li
     meant: set[Path] = set()
     seen: set[Path] = set()
     paths = [item.path for item in found]
+    backends = _backends() if any(item.type == "extra_forbidden" and len(item.path) == 1 for item in found) else []
     inner = {path[:length] for path in paths for length in range(len(path))}
     for item in found:
         if item.type == "missing":
@@ -36,7 +38,7 @@ def describe(tree: Node, found: list[Found], unread: Collection[str] = ()) -> li
             continue
         seen.add(item.path)
         if item.type == "extra_forbidden":
-            problem = _unknown(item, guess=len(problems) < MOST_GUESSES)
+            problem = _unknown(item, backends, guess=len(problems) < MOST_GUESSES)
             meant.add((*item.path[:-1], problem.remedy.removeprefix("did you mean ").rstrip("?")))
         else:
             problem = _unfit(item)
@@ -58,7 +60,13 @@ def _schema_path(path: Path) -> str:
     return ".".join(part for part in path if isinstance(part, str))
 
 
-def _unknown(item: Found, *, guess: bool) -> Problem:
+def _backends() -> list[str]:
+    from primus.backends import registry
+
+    return registry.names()
+
+
+def _unknown(item: Found, backends: list[str], *, guess: bool) -> Problem:
     name, section = str(item.path[-1]), item.path[:-1]
     inside = f" in {dotted(section)}" if section else ""
     remedy = ""
@@ -66,7 +74,7 @@ def _unknown(item: Found, *, guess: bool) -> Problem:
         near = closest(name, fields(DataSource))
         remedy = f"did you mean {near}?" if near else f"known here: {', '.join(fields(DataSource))}"
     elif guess:
-        remedy = unknown_key(_schema_path(section), name)
+        remedy = unknown_key(_schema_path(section), name, backends)
     return (item.key or item.node.mark).problem(f"unknown key '{_short(name)}'{inside}", remedy)
 
 
@@ -121,7 +129,17 @@ def _is(node: Node) -> str:
     source = " (from the environment)" if node.interpolated else ""
     if isinstance(value, str):
         return f"is the text '{_short(value)}'{source}" if value else f"is empty text{source}"
-    return f"is {_short(node.text or str(value))}{source}"
+    return f"is {_short(node.text or str(value))}{source}{_beyond_floats(node)}"
+
+
+def _beyond_floats(node: Node) -> str:
+    """What became of a number that no float can hold."""
+    if not isinstance(node.value, float):
+        return ""
+    if not math.isfinite(node.value):
+        return ", which is not finite"
+    written = node.text.lower().partition("e")[0].strip("+-0._")
+    return ", which is so small that it becomes 0" if node.value == 0 and written else ""
 
 
 def _short(text: str) -> str:
@@ -157,7 +175,11 @@ def _advice_for_text(value: str, kinds: list[Any], allowed: list[str]) -> str:
         return ""
     if (number and isinstance(typed, int | float)) or (bool in kinds and isinstance(typed, bool)):
         return "remove the quotes"
-    return "write the digits without commas" if number and value.replace(",", "").isdigit() else ""
+    digits = value.replace(",", "")
+    if not (number and digits.isascii() and digits.isdigit()):
+        return ""
+    # with leading zeros YAML 1.2 takes it for text: in other places it would be an octal number
+    return "write the digits without commas" if "," in value else f"write {_short(digits.lstrip('0') or '0')}"
 
 
 def _missing(tree: Node, path: Path, names: list[str]) -> Iterator[Problem]:

@@ -12,10 +12,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as shown  # cut short, also of a giant
 from typing import Any
 
 from primus.config.experiment import Model, RopeScaling
+from primus.config.scalars import is_text
 from primus.errors import ConfigError, Problem
+from primus.home import user_path
+
+AGAIN = "fetch or export the model again"
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -165,7 +170,7 @@ def start_directory(init: str) -> Path | None:
     if init in ("random", "native"):
         return None
     if not hub.is_hub_id(init):
-        return Path(init).expanduser().absolute()
+        return user_path(init).absolute()
     directory = hub.fetched(init, "model")
     if directory is None:
         raise NotFetched(init)
@@ -181,18 +186,22 @@ def model_fields(init: str) -> dict[str, Any]:
     if directory is None:
         return {}
     path = directory / "config.json"
-    broken = "fetch or export the model again"
+    remedy = "name a directory with config.json and *.safetensors, a Hub id org/name, random or native"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        known = "a directory with config.json and *.safetensors, a Hub id org/name, random or native"
-        raise ConfigError(f"there is no {path}", where="model.init", remedy=f"name {known}") from None
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        raise ConfigError(f"there is no {path}", where="model.init", remedy=remedy) from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read: {reason}", where="model.init", remedy=remedy) from None
+    try:
+        config = json.loads(raw.decode("utf-8"))
+    except RecursionError:
+        raise ConfigError("is nested too deep to be a model's", where=str(path), remedy=AGAIN) from None
     except ValueError as error:
-        raise ConfigError(f"is not valid JSON: {error}", where=str(path), remedy=broken) from None
+        raise ConfigError(f"is not valid JSON: {error}", where=str(path), remedy=AGAIN) from None
     if not isinstance(config, dict):
-        raise ConfigError("must hold a JSON object", where=str(path), remedy=broken)
+        raise ConfigError("must hold a JSON object", where=str(path), remedy=AGAIN)
     return from_config(config, str(path))
 
 
@@ -203,18 +212,21 @@ def from_config(config: Mapping[str, Any], where: str = "config.json") -> dict[s
     """
     problems: list[Problem] = []
     family = config.get("model_type")
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise ConfigError(f"model_type {family!r} is not supported", where=where, remedy=f"supported: {known}")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "quantised")
+        raise ConfigError(f"model_type {shown(family)} is not supported", where=where, remedy=f"supported: {known}")
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "quantised") if isinstance(quantization, dict) else quantization
         problems.append(
-            Problem(where, f"the weights are stored as {method}", "start from a copy with bf16, fp16 or fp32 weights")
+            Problem(
+                where, f"the weights are stored as {shown(method)}", "start from a copy with bf16, fp16 or fp32 weights"
+            )
         )
     for key, allowed in _FIXED[family].items():
         value = config.get(key, allowed)
         if value != allowed and value is not None:
-            refusal = f"{key}: {value!r} cannot be honoured for {family}"
+            refusal = f"{key}: {shown(value)} cannot be honoured for {family}"
             problems.append(Problem(where, refusal, f"only {allowed!r} can"))
     _check_layer_types(config, family, where, problems)
     defaults = _DEFAULTS[family]
@@ -222,9 +234,9 @@ def from_config(config: Mapping[str, Any], where: str = "config.json") -> dict[s
     for key, field in ({name: name for name in _COMMON} | _CARRIED[family]).items():
         value = config.get(key, defaults.get(key))
         if value is not None:
-            fields[field] = value
+            fields[field] = _one_value(key, value, where, problems)
         elif key in _REQUIRED:
-            problems.append(Problem(where, f"{key} is missing", "fetch or export the model again"))
+            problems.append(Problem(where, f"{key} is missing", AGAIN))
     fields |= _IMPLIED.get(family, {})
     theta, scaling = _rope(config, family, where, problems)
     fields["rope_theta"] = theta
@@ -263,13 +275,25 @@ def to_config(model: Model) -> dict[str, Any]:
     return dict(sorted(config.items()))
 
 
+def _one_value(key: str, value: Any, where: str, problems: list[Problem]) -> Any:
+    """`value` if it is a number, text or a truth value; else None, and a problem. Whether it is the right one of these
+    is found out with the experiment's other values."""
+    if not isinstance(value, list | dict | str) or (isinstance(value, str) and is_text(value)):
+        return value
+    problems.append(Problem(where, f"{key} must be a single value, but is {shown(value)}", AGAIN))
+    return None
+
+
 def _check_layer_types(config: Mapping[str, Any], family: str, where: str, problems: list[Problem]) -> None:
     types = config.get("layer_types")
     if types is None:
         return
+    if not isinstance(types, list):
+        problems.append(Problem(where, f"layer_types must be a list, but is {shown(types)}", AGAIN))
+        return
     alternating = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(len(types))]
     expected = alternating if family == "gpt_oss" else ["full_attention"] * len(types)
-    if list(types) != expected:
+    if types != expected:
         pattern = "sliding and full attention in turn" if family == "gpt_oss" else "full attention in every layer"
         problems.append(Problem(where, f"these layer_types cannot be honoured for {family}", f"only {pattern} can"))
 
@@ -278,10 +302,14 @@ def _rope(
     config: Mapping[str, Any], family: str, where: str, problems: list[Problem]
 ) -> tuple[float, dict[str, Any] | None]:
     """Base and scaling of the rotary embedding, from either spelling."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or _DEFAULT_ROPE.get(family, {})
+    name = next((key for key in ("rope_parameters", "rope_scaling") if config.get(key)), "")
+    given = config[name] if name else _DEFAULT_ROPE.get(family, {})
+    if not isinstance(given, dict):
+        problems.append(Problem(where, f"{name} must be a map, but is {shown(given)}", AGAIN))
+        given = {}
+    given = {key: _one_value(f"{name}.{key}", value, where, problems) for key, value in given.items()}
     theta = given.get("rope_theta", config.get("rope_theta"))
-    if theta is None:
-        theta = _DEFAULTS[family]["rope_theta"]
+    theta = _one_value("rope_theta", _DEFAULTS[family]["rope_theta"] if theta is None else theta, where, problems)
     kind = given.get("rope_type", given.get("type", "default"))
     rest = {key: value for key, value in given.items() if key not in ("rope_type", "type", "rope_theta")}
     if rest.pop("partial_rotary_factor", 1.0) != 1.0 or config.get("partial_rotary_factor", 1.0) != 1.0:
@@ -289,14 +317,16 @@ def _rope(
     if kind == "default":
         return theta, None
     if kind not in ("llama3", "yarn"):
-        problems.append(Problem(where, f"rope_type {kind!r} cannot be honoured", "supported: default, llama3, yarn"))
+        problems.append(
+            Problem(where, f"rope_type {shown(kind)} cannot be honoured", "supported: default, llama3, yarn")
+        )
         return theta, None
     truncate = rest.pop("truncate", True)
     if kind == "yarn":
         rest.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
         rest = {key: value for key, value in rest.items() if value is not None}
         if truncate == (family == "gpt_oss"):
-            problems.append(Problem(where, f"rope truncate: {truncate!r} cannot be honoured for {family}"))
+            problems.append(Problem(where, f"rope truncate: {shown(truncate)} cannot be honoured for {family}"))
     known = RopeScaling.model_fields
     for key in sorted(set(rest) - set(known)):
         refusal = f"{key} of the rotary scaling cannot be honoured"

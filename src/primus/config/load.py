@@ -82,7 +82,8 @@ def load(path: Path | str, overrides: Sequence[str] = (), environment: Mapping[s
     more = None
     if over is not None:
         over, more = _take_extends(loader, over)
-    tree = loader.expand(tree, path.parent, (path.resolve(),), more)
+    # like every path of the command line, one in `more` counts from the current directory
+    tree = loader.expand(tree, path.parent, (path.resolve(),), (more, Path()) if more else None).tree
     if over is not None:
         tree = merge(tree, over)._replace(mark=tree.mark)
     unread = {(problem.where, problem.excerpt, problem.column) for problem in loader.problems}
@@ -104,9 +105,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), environment: Mapping[s
 
 def _take_extends(loader: Loader, over: Node) -> tuple[Node, Node | None]:
     """``extends=...`` on the command line adds presets behind the file's own; the file's keys still win over them."""
-    from primus.config.interpolate import interpolate
-
-    over = interpolate(over, loader.environment, loader.problems)
+    over = loader.interpolate(over)
     assert isinstance(over.value, dict)
     entry = over.value.get("extends")
     rest = Node({key: item for key, item in over.value.items() if key != "extends"}, over.mark)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from primus.config.document import Node, parse
 from primus.config.experiment import Experiment
@@ -23,6 +24,10 @@ DEEPEST = 20
 AXES = ("models", "hardware", "recipes")
 SECTION_OF_AXIS = {"models": "model", "hardware": "hardware"}
 """Axes whose presets fill one section as a whole: a later one replaces what an earlier one set."""
+
+
+Place = tuple[str, str, int]
+"""Where a problem is: place, source line, column."""
 
 
 @cache
@@ -79,16 +84,25 @@ def read_text(path: Path, shown: str, named_at: Mark | None = None) -> str:
         ) from None
 
 
+class Expanded(NamedTuple):
+    """A file laid over all that it extends. ``filled``: axis -> the built-in preset that its section came from."""
+
+    tree: Node
+    filled: dict[str, str]
+
+
 class Loader:
     """Reads one file with all that it extends."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = environment
         self.problems: list[Problem] = []
+        self.without_value: set[Place] = set()
+        """Where a ``${VAR}`` could not be replaced: already a problem, and what is there means nothing."""
         self.unread: set[str] = set()
         """Sections that a preset which could not be read may have filled."""
         self.read_already: dict[Path, Node | None] = {}
-        self.expanded: dict[Path, Node] = {}
+        self.expanded: dict[Path, Expanded] = {}
 
     def read(self, path: Path, source: Source, text: str) -> Node:
         """The file alone, interpolated. Raises ConfigError when it is no map."""
@@ -105,31 +119,56 @@ class Loader:
                     )
                 ]
             )
-        return interpolate(tree, self.environment, self.problems)
+        return self.interpolate(tree)
 
-    def expand(self, tree: Node, directory: Path, chain: tuple[Path, ...], extra: Node | None = None) -> Node:
-        """`tree` laid over the presets it extends; `extra` (another ``extends``) comes after its own."""
+    def interpolate(self, tree: Node) -> Node:
+        """`tree` with each ``${VAR}`` replaced."""
+        before = len(self.problems)
+        tree = interpolate(tree, self.environment, self.problems)
+        self.without_value.update(_place(problem) for problem in self.problems[before:])
+        return tree
+
+    def expand(
+        self, tree: Node, directory: Path, chain: tuple[Path, ...], extra: tuple[Node, Path] | None = None
+    ) -> Expanded:
+        """`tree` laid over the presets it extends, whose files are named from `directory`; `extra` (another
+        ``extends``, and where its files are named from) comes after its own."""
         assert isinstance(tree.value, dict)
         entries = dict(tree.value)
         entry = entries.pop("extends", None)
         own = tree._replace(value=entries)
         result: Node | None = None
-        for group in (entry.node if entry else None, extra):
-            axes: dict[str, str] = {}
-            for name, mark in self._names(group) if group else ():
-                preset = self._preset(name, mark, directory, chain)
+        filled: dict[str, str] = {}
+        groups = [(entry.node, directory)] if entry else []
+        if extra:
+            groups.append(extra)
+        for group, beside in groups:
+            named: dict[str, str] = {}  # by this list itself: axis -> preset
+            for name, mark in self._names(group):
+                preset = self._preset(name, mark, beside, chain)
                 axis = name.partition("/")[0]
-                section = SECTION_OF_AXIS.get(axis)
                 if preset is None:
+                    section = SECTION_OF_AXIS.get(axis)
                     self.unread.update([section] if section else Experiment.model_fields)
                     continue
-                if section and axis in axes:
-                    self.problems.append(mark.problem(f"two presets of {axis}: {axes[axis]} and {name}", "keep one"))
-                axes[axis] = name
-                if result is not None and section:
-                    result = _without(result, section)
-                result = merge(result, preset) if result else preset
-        return merge(result, own) if result else own
+                for other, chosen in preset.filled.items():
+                    direct = name == chosen
+                    if other in named and (direct or named[other] != chosen):
+                        said = f"two presets of {other}: {named[other]} and {chosen}"
+                        instead = f"leave out {named[other]}, or name it after {name} to have it instead"
+                        self.problems.append(
+                            mark.problem(said, "keep one")
+                            if direct
+                            else mark.problem(f"{said} (through {name})", instead)
+                        )
+                    # What another preset set in the section must not be mixed into this one's.
+                    if result is not None and (direct or filled.get(other) != chosen):
+                        result = _without(result, SECTION_OF_AXIS[other])
+                    if direct:
+                        named[other] = chosen
+                filled |= preset.filled
+                result = merge(result, preset.tree) if result else preset.tree
+        return Expanded(merge(result, own) if result else own, filled)
 
     def _names(self, node: Node) -> list[tuple[str, Mark]]:
         items = node.value if isinstance(node.value, list) else [node]
@@ -146,7 +185,9 @@ class Loader:
                 return []
         return found
 
-    def _preset(self, name: str, mark: Mark, directory: Path, chain: tuple[Path, ...]) -> Node | None:
+    def _preset(self, name: str, mark: Mark, directory: Path, chain: tuple[Path, ...]) -> Expanded | None:
+        if _place(mark.problem("")) in self.without_value:
+            return None
         built_in = not name.endswith((".yaml", ".yml"))
         if built_in and not _exists(name):
             self.problems.append(mark.problem(*_unknown(name, directory)))
@@ -166,7 +207,11 @@ class Loader:
             self.problems.append(mark.problem(f"more than {DEEPEST} presets deep", "extend fewer"))
             return None
         if resolved not in self.expanded:
-            self.expanded[resolved] = self.expand(tree, path.parent, (*chain, resolved))
+            found = self.expand(tree, path.parent, (*chain, resolved))
+            axis = name.partition("/")[0]
+            if built_in and axis in SECTION_OF_AXIS:
+                found.filled[axis] = name
+            self.expanded[resolved] = found
         return self.expanded[resolved]
 
     def _read_preset(self, name: str, path: Path, mark: Mark) -> Node | None:
@@ -176,6 +221,10 @@ class Loader:
         except ConfigError as error:
             self.problems.extend(error.problems)
             return None
+
+
+def _place(problem: Problem) -> Place:
+    return problem.where, problem.excerpt, problem.column
 
 
 def _without(tree: Node, section: str) -> Node:

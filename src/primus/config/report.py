@@ -81,8 +81,11 @@ def _quote(problem: Problem, width: int, color: bool) -> list[str]:
     number = _line_number(problem.where)
     gutter = f"{number} | " if number else "| "
     room = width - len(gutter)
-    text = _clean(problem.excerpt.expandtabs(1))
-    at = max(0, min(problem.column - 1, len(text)))
+    at = max(0, min(problem.column - 1, len(problem.excerpt)))
+    # a line may hold megabytes: only what is near the place is looked at, and that is more than will be shown
+    before = max(0, at - 2 * width)
+    text = _clean(problem.excerpt[before : at + 2 * width].expandtabs(1))
+    at -= before
     token = _TOKEN.match(text, at)
     end = token.end() if token else at + 1
     start = 0

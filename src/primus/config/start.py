@@ -47,7 +47,8 @@ def start_from_model(tree: Node) -> tuple[Node, list[Problem]]:
         for name, entry in model.node.value.items()
         if name in fields and name not in FREE and entry.node.value is not None and entry.node.plain() != fields[name]
     ]
-    mark = Mark(Source("model", f"{init.node.value}/config.json", init.node.value))
+    written = f"{init.node.value}/config.json"
+    mark = Mark(Source("model", written, written))
     base = _node({"model": fields}, mark)
     return merge(base, tree), problems
 

@@ -28,15 +28,14 @@ def _form(word: str) -> str:
     return word.lower().replace("-", "_")
 
 
-def unknown_key(section: str, name: str) -> str:
+def unknown_key(section: str, name: str, backends: Iterable[str] = ()) -> str:
     """The remedy for `name`, which `section` (dotted, empty at the top) does not know. Tried in order: a slip of the
-    keyboard, a key of another section, another system's name for it, something less near."""
+    keyboard, a key of another section, another system's name for it, something less near. backends: their names may
+    stand at the top, too; finding them takes too long for every guess."""
     table = keys()
     here = [key.name for key in table.values() if key.section == section]
     if not section:
-        from primus.backends import registry
-
-        here += ["extends", *registry.names()]
+        here += ["extends", *backends]
     if "." in name and name in table:
         return f"dots are for the command line; in a file write {_nested(name)}"
     return (

@@ -6,6 +6,7 @@ which starts and watches the ranks.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,21 +65,32 @@ def render(
     max_restarts: int,
     run_id: str,
     env: Mapping[str, str],
+    import_path: str,
     cores: int,
     inherited: Mapping[str, str],
 ) -> Command:
     """The agent of this node.
 
     python: interpreter of the plan's environment. attempt: the attempt's directory. nproc: ranks on each node. run_id:
-    equal on all nodes, new for each attempt. env: the plan's, import path included; cores: of this machine; inherited:
-    the caller's environment, which decides only whether OMP_NUM_THREADS is set already.
+    equal on all nodes, new for each attempt. env: the plan's. import_path: the ``PYTHONPATH`` with which `python` finds
+    Primus, by its first entry, and what the caller had there. cores: of this machine. inherited: the caller's
+    environment, which decides only whether OMP_NUM_THREADS is set already.
     """
     argv = [python, "-P", "-m", "primus.runtime.agent", str(attempt)]
     argv += ["--processes", processes, "--nproc", str(nproc), "--max-restarts", str(max_restarts), "--run-id", run_id]
     if place.nnodes > 1:
         argv += ["--nnodes", str(place.nnodes), "--node-rank", str(place.node_rank), "--rdzv", place.rdzv]
     variables = {**env, **place.env}
+    variables["PYTHONPATH"] = _behind_ours(import_path, variables.get("PYTHONPATH", ""))
     if "OMP_NUM_THREADS" not in inherited and "OMP_NUM_THREADS" not in variables:
         # Each rank would otherwise start a thread on every core, and they would fight for them.
         variables["OMP_NUM_THREADS"] = str(max(1, cores // nproc))
     return Command(tuple(argv), variables)
+
+
+def _behind_ours(import_path: str, chosen: str) -> str:
+    """`chosen`, the experiment's or the place's ``PYTHONPATH``, between our entry, without which the ranks could not
+    import Primus, and the caller's, from which the launcher may have taken the backend."""
+    ours, *callers = import_path.split(os.pathsep)
+    entries = dict.fromkeys([ours, *chosen.split(os.pathsep), *callers])
+    return os.pathsep.join(entry for entry in entries if entry)

@@ -50,7 +50,8 @@ class Job:
             processes=registry.get(plan.experiment.backend).processes,
             max_restarts=plan.experiment.resilience.max_restarts,
             run_id=f"{plan.experiment.name}-{attempt.number}-{token}",
-            env={**plan.env, **import_path()},
+            env=plan.env,
+            import_path=import_path()["PYTHONPATH"],
             cores=cores(),
             inherited=os.environ,
         )
