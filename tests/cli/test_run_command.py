@@ -17,6 +17,7 @@ from primus.errors import RunDirectoryError, UsageError
 from primus.events.bus import Bus
 from primus.events.types import EvalDone, Notice, RankFailed, RunEnded, RunStarted, StepDone
 from primus.runtime.lock import RunLock
+from primus.runtime.run_directory import RunDirectory, runs_root
 
 
 def make_run(root: Path, name: str, steps: int = 20, reason: str | None = "complete") -> Path:
@@ -193,3 +194,18 @@ def test_a_run_is_running_while_its_lock_is_held(root: Path, capsys) -> None:
     lock.release()
     assert primus_cli(["run", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["status"] == "unknown"
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "~nosuchuser", "n" * 300])
+def test_names_that_no_file_system_takes_are_no_runs(root: Path, name: str) -> None:
+    make_run(root, "quickstart")
+    with pytest.raises(UsageError, match="there is no run"):
+        primus_cli(["run", "show", name])
+    if "~" in name:
+        with pytest.raises(RunDirectoryError, match=r"there is no user ~nosuchuser \(correct --runs-dir"):
+            primus_cli(["run", "list", "--runs-dir", name])
+        return
+    with pytest.raises(RunDirectoryError, match="the runs cannot be listed: File name too long"):
+        primus_cli(["run", "list", "--runs-dir", name])
+    with pytest.raises(RunDirectoryError, match="plan of this run cannot be read: File name too long"):
+        RunDirectory(runs_root(Path(name)) / "x").plan()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_data import write_by_hand
+from token_data import run, texts, write_by_hand, write_jsonl
 
 from primus.data.format import bin_path, first_document_from, idx_path, read_header, validation_start
 from primus.data.indexed import IndexedDataset, write_index
+from primus.data.inspect import Inspection
+from primus.data.tokenizer import TokenizerFiles
 from primus.errors import DataError
 
 DOCUMENTS = [[[5, 6, 7]], [[1], [2, 3]], [[9, 8, 7, 6]]]
@@ -159,6 +163,68 @@ def test_missing_half(tmp_path: Path) -> None:
     bin_path(prefix).unlink()
     with pytest.raises(DataError, match=r"d\.bin: does not exist"):
         read_header(prefix)
+
+
+def set_document(prefix: Path, document: int, sequence: int) -> None:
+    """Overwrite an entry of the document index."""
+    content = bytearray(idx_path(prefix).read_bytes())
+    struct.pack_into("<q", content, read_header(prefix).documents_offset + 8 * document, sequence)
+    idx_path(prefix).write_bytes(content)
+
+
+@pytest.mark.parametrize("sequence", [10**9, 2**62, -1, -5 * 10**9])
+def test_a_document_outside_the_dataset_is_named_wherever_it_is_met(tmp_path: Path, sequence: int) -> None:
+    prefix = write_by_hand(tmp_path / "d", [[[1] * 10]] * 10)
+    set_document(prefix, 5, sequence)
+    says = re.escape(f"d.idx: is damaged: document 5 begins at sequence {sequence} of 10 (copy or prepare")
+    with pytest.raises(DataError, match=says):
+        validation_start(read_header(prefix), 0.5)
+    with pytest.raises(DataError, match=says):
+        IndexedDataset(prefix).document_starts(np.arange(8))
+    with pytest.raises(DataError, match=says):
+        Inspection(prefix).lengths()
+    with pytest.raises(DataError, match=r"document [56] begins before the one before it, or outside"):
+        Inspection(prefix).verify()
+
+
+def test_a_sequence_outside_the_dataset_is_named(tmp_path: Path) -> None:
+    prefix = write_by_hand(tmp_path / "d", [[[1] * 10]] * 10)
+    content = bytearray(idx_path(prefix).read_bytes())
+    struct.pack_into("<q", content, read_header(prefix).pointers_offset + 8 * 5, -8)
+    idx_path(prefix).write_bytes(content)
+    with pytest.raises(DataError, match="document 5 begins at byte -8 of 200"):
+        validation_start(read_header(prefix), 0.5)
+    with pytest.raises(DataError, match="document 5 begins at token -4 of 100"):
+        IndexedDataset(prefix).document(4)
+
+
+def test_documents_out_of_order_are_found_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("primus.data.indexed.CHUNK", 3)
+    prefix = write_by_hand(tmp_path / "d", [[[1] * 10]] * 10)
+    assert IndexedDataset(prefix).first_misplaced_document() is None
+    assert Inspection(prefix).verify() == []
+    set_document(prefix, 2, 7)
+    assert IndexedDataset(prefix).first_misplaced_document() == 3
+    with pytest.raises(DataError, match="document 2 ends before it begins"):
+        Inspection(prefix).lengths()
+
+
+def test_verify_reports_a_bad_hash_together_with_a_bad_index(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    made = run(write_jsonl(tmp_path / "in.jsonl", texts(20)), tmp_path / "out", tokenizer)
+    prefix = Path(made.prefix)
+    set_document(prefix, 7, -5 * 10**9)
+    with pytest.raises(DataError) as raised:
+        Inspection(prefix).verify()
+    assert [problem.message for problem in raised.value.problems] == [
+        "its content is not what was written",
+        "is damaged: document 7 begins before the one before it, or outside the dataset",
+    ]
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/d", "n" * 300, "with\0nul"])
+def test_names_no_file_system_takes(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"does not exist|cannot be read: (File name too long|embedded null byte)"):
+        read_header(tmp_path / name)
 
 
 def test_gaps_between_sequences_are_found(tmp_path: Path) -> None:

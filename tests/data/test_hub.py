@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from hub_server import Hub, Repository, serving
 
-from primus.data.hub import fetch_dataset, fetch_model, fetch_tokenizer, fetched
+from primus.data.hub import fetch_dataset, fetch_model, fetch_tokenizer, fetched, is_hub_id
 from primus.data.inputs import choose_hub_files
 from primus.data.tokenizer import TokenizerFiles, find_tokenizer
 from primus.errors import DataError
@@ -96,6 +97,7 @@ def test_only_the_files_of_one_split_are_fetched(hub: Hub) -> None:
 def test_a_name_that_does_not_exist(hub: Hub) -> None:
     message = refused(fetch_tokenizer, "org/nothing")
     assert message.startswith(f"org/nothing: there is no such model on {hub.url}, or it is private and no token is set")
+    assert "no token is set (there is no file or directory of that name here) (check the spelling, a Hub id" in message
     assert "a Hub id is written org/name or org/name@revision; is it a dataset?" in message
     assert "there is no such model" in refused(fetch_model, "org/data")
     assert "'gpt2' is not a Hub id" in refused(fetch_model, "gpt2")
@@ -136,4 +138,65 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
     message = refused(fetch_tokenizer, "org/model")
     assert f"http://127.0.0.1:{port} cannot be reached" in message
+    assert "(there is no file or directory of that name here)" in message
     assert "check the network, or HF_ENDPOINT" in message
+
+
+SHA = "a" * 40
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<html>log in</html>",
+        "",
+        "{}",
+        "[]",
+        "null",
+        "5",
+        '{"id": "org/model"}',
+        '{"id": "org/model", "sha": "../..", "siblings": [{"rfilename": "tokenizer.json"}]}',
+        f'{{"id": "org/model", "sha": "{SHA}", "siblings": [5]}}',
+        f'{{"id": "org/model", "sha": "{SHA}", "siblings": [{{"rfilename": 5}}]}}',
+        f'{{"id": "org/model", "sha": "{SHA}", "siblings": [{{"rfilename": "tokenizer.json"}}]}}',
+    ],
+)
+def test_something_else_answers(hub: Hub, answer: str) -> None:
+    hub.portal = answer.encode()
+    assert refused(fetch_tokenizer, "org/model") == (
+        f"org/model: {hub.url} did not answer as a Hub does (check HF_ENDPOINT, a proxy or a login page)"
+    )
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://[::1", "huggingface.co", "ftp://x", "http://", "http://x:port", "http://ä.."]
+)
+def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert f"HF_ENDPOINT: '{endpoint}' is not a web address" in refused(fetch_tokenizer, "org/model")
+
+
+@pytest.mark.parametrize("token", ["hf_SECRET\u00e4bc", "hf_SECRET\udcff"])
+def test_a_token_that_cannot_be_sent_is_not_shown(hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(DataError, match="HF_TOKEN holds a character that no token has") as raised:
+        fetch_tokenizer("org/model")
+    assert "SECRET" not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize("name", ["org/" + "n" * 300, "org/a--b", "org/a.git"])
+def test_names_the_hub_does_not_allow(hub: Hub, name: str) -> None:
+    assert f"{name}: is not a Hub id: " in refused(fetch_tokenizer, name)
+
+
+def test_a_misspelt_path_is_no_hub_id(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("org/model")
+    (tmp_path / "org").mkdir()
+    assert not is_hub_id("org/model")
+    assert is_hub_id("org/model@main"), "with a revision no path can be meant"
+    fetch_tokenizer("org/model")
+    assert is_hub_id("org/model"), "fetched, it exists"
+    (tmp_path / "org" / "model").mkdir()
+    assert not is_hub_id("org/model")
+    assert not is_hub_id("org/" + "n" * 300)

@@ -98,6 +98,12 @@ def test_every_problem_is_reported_at_once(tmp_path: Path, make_dataset: Make, t
     assert any(re.search(r"holds token id 3\d\d, outside the model's vocabulary of 300", line) for line in found)
 
 
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "n" * 300, "with\0nul"])
+def test_names_that_no_file_system_takes(name: str) -> None:
+    (found,) = problems(Data(train=name, validation=0.1))
+    assert re.search(r"does not exist|cannot be read: (File name too long|embedded null byte)", found)
+
+
 def test_too_little_is_left_for_a_part(make_dataset: Make) -> None:
     prefix = make_dataset("d", [[1] * 10] * 10)
     assert problems(Data(train=str(prefix), validation=0.1), seq_length=12) == [
@@ -136,12 +142,35 @@ def test_the_same_tokenizer_written_differently_is_the_same(tmp_path: Path, toke
     assert "was made with another tokenizer" in problems(Data(train=str(prefix), tokenizer=str(copy)))[0]
 
 
+def test_a_dataset_is_used_once(tmp_path: Path, make_dataset: Make, tokenizer: TokenizerFiles) -> None:
+    """By content where there are manifests, whatever the place; else by place."""
+    (tmp_path / "sub").mkdir()
+    a, copy = prepared(tmp_path, "a", tokenizer), prepared(tmp_path / "sub", "a", tokenizer)
+    other = prepared(tmp_path, "other", tokenizer, TEXT * 30)
+    assert problems(Data(train=[str(a), str(other), str(copy), str(a)])) == [
+        f"data.train[{number}]: the same dataset as data.train[0] (give data.train[0] a weight instead, "
+        "and leave this one out)"
+        for number in (2, 3)
+    ]
+    assert problems(Data(train=[str(other), str(a)], validation=str(copy))) == [
+        "data.validation: the same dataset as data.train[1], but what a run is validated on must never be trained on "
+        "(give a fraction of the training data to hold out, such as 0.01, or another dataset)"
+    ]
+    foreign = make_dataset("d", [[1] * 50])
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert len(problems(Data(train=str(foreign), validation=str(tmp_path / "link" / "d")))) == 1
+    make_dataset("e", [[1] * 50])
+    planned = plan_data(Data(train=str(foreign), validation=str(tmp_path / "e")), seq_length=8, vocab_size=10)
+    assert len(planned.validation_sources) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("empty", "'empty' has no tokenizer.json"),
         ("nowhere", "'nowhere' is neither a directory nor a Hub id"),
-        ("org/name@v1", "the tokenizer of 'org/name@v1' has not been fetched from the Hub yet (primus-cli data fetch"),
+        ("org/name@v1", "the tokenizer of 'org/name@v1' has not been fetched from the Hub yet (there is no file or"),
+        ("empty/tok", "'empty/tok' is neither a directory nor a Hub id ('empty' is a directory here and has no such"),
         ("broken", "broken/tokenizer.json: is not valid JSON"),
         ("list", "list/tokenizer.json: is not a tokenizer.json: it has no `model`"),
     ],

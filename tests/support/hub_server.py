@@ -39,13 +39,15 @@ class Repository:
 
 
 class Hub:
-    """What the server knows and the requests it saw. token: the one it accepts; fail: status to answer all with."""
+    """What the server knows and the requests it saw. token: the one it accepts; fail: status to answer all with;
+    portal: what to answer all with instead, as a login page does."""
 
     def __init__(self, repositories: dict[str, Repository]) -> None:
         self.repositories = repositories
         self.requests: list[str] = []
         self.token = "hf_good"
         self.fail: int | None = None
+        self.portal: bytes | None = None
         self.url = ""
 
 
@@ -59,7 +61,7 @@ def serving(repositories: dict[str, Repository]) -> Iterator[Hub]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub
@@ -87,6 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.requests.append(f"{self.command} {path}")
         if self.state.fail:
             self._send(self.state.fail, {}, b"")
+            return
+        if self.state.portal is not None:
+            self._send(200, {"Content-Type": "text/html"}, self.state.portal)
             return
         parts = path.strip("/").split("/")
         if parts[0] == "api":

@@ -38,6 +38,7 @@ def as_json(
         "manifest": manifest.model_dump() if manifest else None,
         "samples": [asdict(excerpt) for excerpt in excerpts],
         "verified": None if problems is None else not problems,
+        "warnings": [str(foreign)] if (foreign := inspection.foreign_tokenizer()) else [],
         "problems": [asdict(problem) for problem in problems or ()],
     }
 
@@ -54,6 +55,8 @@ def show(
     console.print(_facts(inspection, lengths, problems))
     console.print()
     console.print(_histogram(lengths))
+    if foreign := inspection.foreign_tokenizer():
+        console.print(f"warning: {foreign}", style="yellow", markup=False)
     for excerpt in excerpts:
         body = Text(excerpt.text.translate(VISIBLE) if excerpt.text is not None else " ".join(map(str, excerpt.ids)))
         if excerpt.cut:

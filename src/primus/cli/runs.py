@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import socket
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import click
 
 from primus.errors import RunDirectoryError, UsageError
+from primus.home import user_path
 
 RUNS_DIR = click.option(
     "--runs-dir",
@@ -35,17 +37,22 @@ def all_runs(root: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise RunDirectoryError(f"the runs cannot be listed: {error.strerror}", where=str(root)) from error
+        raise RunDirectoryError(
+            f"the runs cannot be listed: {error.strerror}",
+            where=str(root),
+            remedy="name the place with --runs-dir DIR (or PRIMUS_RUNS)",
+        ) from error
 
 
 def _is_run(path: Path) -> bool:
-    return any((path / name).exists() for name in ("plan.json", "attempts", "checkpoints"))
+    # not Path.exists, which raises for a name that is too long
+    return any(os.path.exists(path / name) for name in ("plan.json", "attempts", "checkpoints"))
 
 
 def find_run(name: str, option: Path | None) -> Path:
     """The directory of the run called `name`, or at the path `name`. Raises UsageError, with the nearest name."""
     root = root_of(option)
-    direct = Path(name).expanduser()
+    direct = user_path(name)
     for path in [root / name] if direct.name == name and name not in (".", "..") else [direct.absolute()]:
         if _is_run(path):
             return path

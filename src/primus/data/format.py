@@ -17,6 +17,7 @@ A document is one or more sequences. Planning needs nothing but the header and a
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def read_header(prefix: str | Path) -> Header:
     for path in (index, tokens):
         try:
             sizes[path] = path.stat().st_size
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _missing(prefix, path, error) from error
         if not path.is_file():
             raise DataError("is not a file", where=str(path))
@@ -164,12 +165,12 @@ def _pread(file: object, offset: int, size: int) -> bytes:
     return data
 
 
-def _missing(prefix: str, path: Path, error: OSError) -> DataError:
+def _missing(prefix: str, path: Path, error: OSError | ValueError) -> DataError:
     if isinstance(error, FileNotFoundError):
-        if path.suffix == ".idx" and Path(prefix).suffix in {".bin", ".idx"} and Path(prefix).exists():
+        if path.suffix == ".idx" and Path(prefix).suffix in {".bin", ".idx"} and os.path.exists(prefix):
             stem = prefix.removesuffix(Path(prefix).suffix)
             return DataError("names one file of a dataset", where=prefix, remedy=f"give its prefix: {stem}")
-        if Path(prefix).is_file():
+        if os.path.isfile(prefix):
             return DataError(
                 "is a file, not the prefix of a prepared dataset",
                 where=prefix,
@@ -180,19 +181,29 @@ def _missing(prefix: str, path: Path, error: OSError) -> DataError:
             where=str(path),
             remedy="give the prefix of PREFIX.bin and PREFIX.idx, or make them with `primus-cli data prepare`",
         )
-    return DataError(f"cannot be read: {error.strerror}", where=str(path))
+    cause = error.strerror if isinstance(error, OSError) else str(error)
+    return DataError(f"cannot be read: {cause}", where=str(path), remedy="check the path of the dataset")
 
 
 def first_document_from(header: Header, token: int) -> int | None:
     """Token offset at which the first document at or after `token` starts; None when none starts there.
 
-    A binary search in the index: about log2(documents) page reads, whatever the dataset's size.
+    A binary search in the index: about log2(documents) page reads, whatever the dataset's size. Raises DataError when
+    it meets an entry that points outside the dataset.
     """
+    size = header.tokens * header.item_size
     with idx_path(header.prefix).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as index:
 
         def start(document: int) -> int:
-            sequence = _I64.unpack_from(index, header.documents_offset + 8 * document)[0]
-            return int(_I64.unpack_from(index, header.pointers_offset + 8 * sequence)[0]) // header.item_size
+            sequence = int(_I64.unpack_from(index, header.documents_offset + 8 * document)[0])
+            if not 0 <= sequence <= header.sequences:
+                raise damaged_document(header, document, f"begins at sequence {sequence} of {header.sequences}")
+            if sequence == header.sequences:  # documents without sequences at the end
+                return header.tokens
+            pointer = int(_I64.unpack_from(index, header.pointers_offset + 8 * sequence)[0])
+            if not 0 <= pointer <= size:
+                raise damaged_document(header, document, f"begins at byte {pointer} of {size}")
+            return pointer // header.item_size
 
         low, high = 0, header.documents
         while low < high:
@@ -202,6 +213,15 @@ def first_document_from(header: Header, token: int) -> int | None:
             else:
                 high = middle
         return start(low) if low < header.documents else None
+
+
+def damaged_document(header: Header, document: int, what: str) -> DataError:
+    """The error for a document whose entry in the index cannot be true."""
+    return DataError(
+        f"is damaged: document {document} {what}",
+        where=str(idx_path(header.prefix)),
+        remedy="copy or prepare the dataset again",
+    )
 
 
 def validation_start(header: Header, fraction: float) -> int:

@@ -10,7 +10,18 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from primus.data.format import DTYPE_CODES, HEADER, MAGIC, VERSION, Dtype, Header, bin_path, idx_path, read_header
+from primus.data.format import (
+    DTYPE_CODES,
+    HEADER,
+    MAGIC,
+    VERSION,
+    Dtype,
+    Header,
+    bin_path,
+    damaged_document,
+    idx_path,
+    read_header,
+)
 
 CHUNK = 1 << 20
 CODES = {name: code for code, name in DTYPE_CODES.items()}
@@ -41,11 +52,22 @@ class IndexedDataset:
         return self.header.documents
 
     def document_starts(self, documents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Token offset of each given document's first token; ``len(self)`` gives the end of the last one."""
+        """Token offset of each given document's first token; ``len(self)`` gives the end of the last one.
+
+        Raises DataError when the index points outside the dataset.
+        """
         sequences = self._documents[documents]
+        wrong = np.flatnonzero((sequences < 0) | (sequences > self.header.sequences))
+        if wrong.size:
+            entry, sequence = int(documents.flat[wrong[0]]), int(sequences.flat[wrong[0]])
+            raise damaged_document(self.header, entry, f"begins at sequence {sequence} of {self.header.sequences}")
         starts = np.full(sequences.shape, self.header.tokens, dtype=np.int64)
         inside = sequences < self.header.sequences
         starts[inside] = self._pointers[sequences[inside]] // self.header.item_size
+        wrong = np.flatnonzero((starts < 0) | (starts > self.header.tokens))
+        if wrong.size:
+            entry, start = int(documents.flat[wrong[0]]), int(starts.flat[wrong[0]])
+            raise damaged_document(self.header, entry, f"begins at token {start} of {self.header.tokens}")
         return starts
 
     def document(self, index: int) -> npt.NDArray[np.integer]:
@@ -79,6 +101,18 @@ class IndexedDataset:
             if wrong.size:
                 return first + int(wrong[0])
             expected = int(starts[-1])
+        return None
+
+    def first_misplaced_document(self) -> int | None:
+        """The first document whose sequences begin before the last one's, or outside the dataset; None when none do."""
+        before = 0
+        for first in range(0, len(self) + 1, CHUNK):
+            entries = self._documents[first : first + CHUNK]
+            previous = np.concatenate(([before], entries[:-1]))
+            wrong = np.flatnonzero((entries < previous) | (entries > self.header.sequences))
+            if wrong.size:
+                return first + int(wrong[0])
+            before = int(entries[-1])
         return None
 
     def summed_lengths(self) -> int:

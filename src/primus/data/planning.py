@@ -6,19 +6,20 @@ Runs on the launching machine: no numpy, no torch, nothing read but manifests an
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import xxhash
 
 from primus.config.experiment import Data, DataSource
 from primus.data import stdlib
-from primus.data.format import Header, read_header, validation_start
+from primus.data.format import Header, bin_path, read_header, validation_start
 from primus.data.manifest import Manifest, check_manifest, manifest_path, read_manifest, sampled_digest
 from primus.data.shares import mixture_shares
 from primus.data.tokenizer import TokenizerFiles, find_tokenizer
 from primus.errors import DataError, Problem
+from primus.home import user_path
 from primus.plan.plan import PlannedData, PlannedSource
 
 Result = TypeVar("Result")
@@ -42,11 +43,17 @@ class _Found:
             raise DataError(
                 "synthetic tokens cannot be part of a mixture", where=key, remedy="use `train: synthetic` alone"
             )
-        self.prefix = str(Path(path).expanduser().absolute())
+        self.prefix = str(user_path(path).absolute())
         self.header: Header = read_header(self.prefix)
         self.manifest: Manifest | None = read_manifest(self.prefix)
         if self.manifest:
             check_manifest(self.manifest, self.header)
+
+    def is_same(self, other: _Found) -> bool:
+        """Whether both are one dataset: by content where manifests name it, else by place."""
+        if self.manifest and other.manifest:
+            return self.manifest.digest == other.manifest.digest
+        return os.path.realpath(bin_path(self.prefix)) == os.path.realpath(bin_path(other.prefix))
 
     def planned(self, share: int) -> PlannedSource:
         return PlannedSource(
@@ -87,7 +94,7 @@ def plan_data(data: Data, *, seq_length: int, vocab_size: int) -> PlannedData:
 
     seq_length: tokens a sample; vocab_size: rows of the model's embedding. Relative paths count from the current
     directory. Raises DataError with every problem found: missing, truncated or foreign files, ids beyond the
-    vocabulary, another tokenizer, fewer tokens than one window.
+    vocabulary, another tokenizer, fewer tokens than one window, one dataset used twice.
     """
     problems = _Problems()
     if data.train == "synthetic":
@@ -107,6 +114,7 @@ def plan_data(data: Data, *, seq_length: int, vocab_size: int) -> PlannedData:
     validation = problems.attempt(_Found, validation_path, "data.validation") if validation_path else None
     every = [*train, *([validation] if validation else [])]
 
+    _check_repeated(train, validation, problems)
     tokenizer = _check_tokenizer(data, every, problems)
     eod_id = _end_of_document(every, tokenizer, problems) if data.mask_eod else _common_eod(every, tokenizer)
     for found in train:
@@ -137,6 +145,24 @@ def _order_digest(sources: tuple[PlannedSource, ...], fraction: float) -> str:
     """What the sample order is keyed by: contents, shares and split of the training data; not where it lies."""
     facts = {"sources": [[source.digest, source.share] for source in sources], "validation": fraction}
     return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode())
+
+
+def _check_repeated(train: list[_Found], validation: _Found | None, problems: _Problems) -> None:
+    for number, found in enumerate(train):
+        first = next((other for other in train[:number] if found.is_same(other)), None)
+        if first:
+            problems.add(
+                found.key,
+                f"the same dataset as {first.key}",
+                f"give {first.key} a weight instead, and leave this one out",
+            )
+    trained = next((found for found in train if validation and validation.is_same(found)), None)
+    if validation and trained:
+        problems.add(
+            validation.key,
+            f"the same dataset as {trained.key}, but what a run is validated on must never be trained on",
+            "give a fraction of the training data to hold out, such as 0.01, or another dataset",
+        )
 
 
 def _check_size(found: _Found, fraction: float, seq_length: int, vocab_size: int, problems: _Problems) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
@@ -12,12 +13,16 @@ from typing import Any
 import xxhash
 
 from primus.errors import DataError
+from primus.home import user_path
 
 COMMON_EOD = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "<|im_end|>")
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """Files saved with a tokenizer.json that carry what it lacks: names of the special tokens, the chat template."""
 # truncation and padding are settings of a call, post_processor wraps single prompts, version is the file's own
 NOT_CONTENT = frozenset({"version", "truncation", "padding", "post_processor", "decoder"})
+
+NOT_AS_EXPECTED = (TypeError, KeyError, ValueError, AttributeError, IndexError, RecursionError)
+"""What reading a foreign file raises: anything may be of another type than it is in a tokenizer.json."""
 
 
 def content_hash(content: dict[str, Any]) -> str:
@@ -39,6 +44,23 @@ def content_hash(content: dict[str, Any]) -> str:
     state.update("\0".join(merge if isinstance(merge, str) else " ".join(merge) for merge in merges).encode())
     state.update(json.dumps({**kept, "model": model}, sort_keys=True, ensure_ascii=False).encode())
     return state.hexdigest()
+
+
+def _vocabulary(model: dict[str, Any]) -> dict[str, Any]:
+    """token -> id. Unigram models list tokens with their scores, in the order of the ids."""
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, list):
+        return {str(token): number for number, (token, _) in enumerate(vocabulary)}
+    if vocabulary is not None and not isinstance(vocabulary, dict):
+        raise TypeError("`vocab` is neither a map nor a list")
+    return vocabulary or {}
+
+
+def _ids(vocabulary: dict[str, Any]) -> dict[str, int]:
+    for token, number in vocabulary.items():
+        if type(number) is not int:
+            raise TypeError(f"the id of token {token!r} is {number!r}, not a number")
+    return vocabulary
 
 
 @dataclass(frozen=True)
@@ -92,13 +114,21 @@ class TokenizerFiles:
             raise DataError(
                 f"is not valid JSON: {error}", where=str(self.path), remedy="fetch or save it again"
             ) from error
+        except RecursionError as error:
+            raise self._unreadable(error) from error
         if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
             raise DataError("is not a tokenizer.json: it has no `model`", where=str(self.path))
-        vocabulary = content["model"].get("vocab") or {}
-        if isinstance(vocabulary, list):
-            vocabulary = {str(entry[0]): number for number, entry in enumerate(vocabulary)}
-        added = {str(token["content"]): int(token["id"]) for token in content.get("added_tokens") or ()}
-        return Facts(content_hash(content), vocabulary, added)
+        try:
+            added = {str(token["content"]): token["id"] for token in content.get("added_tokens") or ()}
+            return Facts(content_hash(content), _ids(_vocabulary(content["model"])), _ids(added))
+        except NOT_AS_EXPECTED as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> DataError:
+        cause = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        return DataError(
+            f"is not a tokenizer.json that can be read: {cause}", where=str(self.path), remedy="fetch or save it again"
+        )
 
     @property
     def hash(self) -> str:
@@ -134,9 +164,19 @@ def _read_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot be read: {error}", where=str(path)) from error
     return content if isinstance(content, dict) else {}
+
+
+def _lacks_tokenizer(name: str, directory: Path) -> str:
+    try:
+        others = sorted(entry for entry in os.listdir(directory) if "token" in entry)
+    except OSError as error:
+        return f"'{name}' cannot be read: {error.strerror}"
+    if "tokenizer.json" in others:
+        return f"'{name}' has a tokenizer.json that is not a file"
+    return f"'{name}' has no tokenizer.json" + (f" (it has {', '.join(others)})" if others else "")
 
 
 def find_tokenizer(name: str, where: str) -> TokenizerFiles:
@@ -144,31 +184,33 @@ def find_tokenizer(name: str, where: str) -> TokenizerFiles:
 
     where: what to point at in an error. Raises DataError.
     """
-    path = Path(name).expanduser().absolute()
-    if path.is_file() and path.name == "tokenizer.json":
+    path = user_path(name).absolute()
+    # not the methods of Path, which raise for names that are too long
+    if os.path.isfile(path) and path.name == "tokenizer.json":
         path = path.parent
-    if path.is_dir():
-        if not (path / "tokenizer.json").is_file():
-            others = ", ".join(sorted(entry.name for entry in path.iterdir() if "token" in entry.name))
+    if os.path.isdir(path):
+        if not os.path.isfile(path / "tokenizer.json"):
             raise DataError(
-                f"'{name}' has no tokenizer.json" + (f" (it has {others})" if others else ""),
+                _lacks_tokenizer(name, path),
                 where=where,
                 remedy="save the tokenizer as a fast one: AutoTokenizer.from_pretrained(...).save_pretrained(...)",
             )
         return TokenizerFiles(path)
-    from primus.data.hub import fetched, is_hub_id
+    from primus.data.hub import fetched, is_hub_id, not_here
 
     if is_hub_id(name):
         found = fetched(name, "tokenizer") or fetched(name, "model")
         if found is None:
             raise DataError(
-                f"the tokenizer of '{name}' has not been fetched from the Hub yet",
+                f"the tokenizer of '{name}' has not been fetched from the Hub yet{not_here(name)}",
                 where=where,
                 remedy=f"primus-cli data fetch {name} --tokenizer",
             )
         return TokenizerFiles(found, name)
+    parent = os.path.dirname(name)
     raise DataError(
-        f"'{name}' is neither a directory nor a Hub id",
+        f"'{name}' is neither a directory nor a Hub id"
+        + (f" ('{parent}' is a directory here and has no such entry)" if parent and os.path.isdir(parent) else ""),
         where=where,
         remedy="give a directory with tokenizer.json, or a Hub id such as org/name or org/name@revision",
     )

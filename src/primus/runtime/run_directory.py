@@ -9,13 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from primus.errors import RunDirectoryError
+from primus.home import user_path
 from primus.plan.plan import Plan
 from primus.runtime.lock import RunLock, wait_for_workers
 
 
 def runs_root(option: Path | None) -> Path:
-    """Where runs are kept: ``--runs-dir``, else PRIMUS_RUNS, else ``./runs``. Absolute."""
-    return Path(option or os.environ.get("PRIMUS_RUNS") or "runs").expanduser().absolute()
+    """Where runs are kept: ``--runs-dir``, else PRIMUS_RUNS, else ``./runs``. Absolute. Raises RunDirectoryError when
+    that is in the home of a user who does not exist: a directory called ``~name`` would be made."""
+    chosen = str(option or os.environ.get("PRIMUS_RUNS") or "runs")
+    root = user_path(chosen)
+    if str(root).startswith("~"):
+        raise RunDirectoryError(
+            f"there is no user {root.parts[0]}",
+            where=chosen,
+            remedy="correct --runs-dir (or PRIMUS_RUNS); give the absolute path if a directory is called that",
+        )
+    return root.absolute()
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,13 @@ class RunDirectory:
             raise RunDirectoryError(
                 "is a file, not a directory", where=str(self.path), remedy="move it, or use name=OTHER"
             ) from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise RunDirectoryError(
+                f"the plan of this run cannot be read: {error.strerror}",
+                where=str(path),
+                remedy="choose another name (name=OTHER) or another place with --runs-dir DIR (or PRIMUS_RUNS)",
+            ) from error
+        except ValueError as error:
             raise RunDirectoryError(
                 "the plan of this run cannot be read: it is damaged, or of another version of Primus",
                 where=str(path),
