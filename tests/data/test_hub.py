@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hub_server import Hub, Repository, serving
 
-from primus.data.hub import fetch_dataset, fetch_model, fetch_tokenizer, fetched, is_hub_id
+from primus.data.hub import fetch_dataset, fetch_model, fetch_tokenizer, fetched, is_hub_id, without_password
 from primus.data.inputs import choose_hub_files
 from primus.data.tokenizer import TokenizerFiles, find_tokenizer
 from primus.errors import DataError
@@ -200,3 +200,8 @@ def test_a_misspelt_path_is_no_hub_id(hub: Hub, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "org" / "model").mkdir()
     assert not is_hub_id("org/model")
     assert not is_hub_id("org/" + "n" * 300)
+
+
+def test_a_password_in_the_address_of_a_mirror_is_not_shown() -> None:
+    assert without_password("http://me:secret@mirror:80/hub/x@y") == "http://mirror:80/hub/x@y"
+    assert without_password("https://mirror") == "https://mirror"

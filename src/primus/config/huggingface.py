@@ -154,9 +154,11 @@ class NotFetched(ConfigError):
     """`model.init` is a Hub id of which nothing has been fetched yet."""
 
     def __init__(self, init: str) -> None:
+        from primus.data.hub import not_here
+
         self.init = init
         super().__init__(
-            f"the model {init} has not been fetched from the Hub yet, so its architecture is not known",
+            f"the model {init} has not been fetched from the Hub yet, so its architecture is not known{not_here(init)}",
             where="model.init",
             remedy="training fetches it (a dry run does not); or name a directory",
         )

@@ -114,9 +114,10 @@ def _fetch(name: str, what: What, choose: Callable[[Sequence[str]], Sequence[str
     kind: Kind = "dataset" if what == "dataset" else "model"
     repository, revision = split_id(name)
     api = HfApi(endpoint=endpoint)
-    with _clear_errors(name, kind, api.endpoint):
+    shown = without_password(api.endpoint)
+    with _clear_errors(name, kind, shown):
         look_up = api.model_info if kind == "model" else api.dataset_info
-        with _understood(name, api.endpoint):
+        with _understood(name, shown):
             facts = look_up(repository, revision=revision)
             commit = str(facts.sha)
             files = [sibling.rfilename for sibling in facts.siblings or ()]
@@ -130,7 +131,7 @@ def _fetch(name: str, what: What, choose: Callable[[Sequence[str]], Sequence[str
                     where=name,
                     remedy="choose a repository that has one",
                 )
-        with _understood(name, api.endpoint):
+        with _understood(name, shown):
             directory = Path(
                 api.snapshot_download(
                     repository,
@@ -156,11 +157,18 @@ def _endpoint() -> str | None:
         good = False
     if not good:
         raise DataError(
-            f"'{endpoint}' is not a web address",
+            f"'{without_password(endpoint or '')}' is not a web address",
             where="HF_ENDPOINT",
             remedy="write it like https://huggingface.co, or unset it",
         )
     return endpoint
+
+
+def without_password(address: str) -> str:
+    """A web address for people to read: a mirror's may hold a user and a password."""
+    scheme, mark, rest = address.rpartition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{place.rpartition('@')[2]}{slash}{path}"
 
 
 @contextmanager
