@@ -99,6 +99,15 @@ def test_damage_is_found_by_verify(cli: Cli, tmp_path: Path) -> None:
         (["prepare", "in.jsonl", "-o", "x", "--train-bpe", "100"], "a byte-level vocabulary needs at least 257"),
         (["prepare", "in.jsonl", "-o", "x.bin", "--train-bpe", "300"], "is a file name, not a prefix"),
         (["prepare", "in.jsonl", "-o", ".", "--train-bpe", "300"], "is a directory, not a prefix"),
+        (["prepare", "in.jsonl", "-o", "x", "--train-bpe", str(10**12)], "a vocabulary of 1000000000000 entries"),
+        (["prepare", "in.jsonl", "-o", "~nosuch/x", "--train-bpe", "300"], "there is no user ~nosuch"),
+        (["prepare", "", "-o", "", "--train-bpe", "300"], "--output is empty"),
+        (["prepare", "", "-o", "x", "--tokenizer", ""], "an input is empty"),
+        (["prepare", "in.jsonl", "-o", "x", "--train-bpe", "300", "--eod", ""], "--eod is empty"),
+        (["prepare", "in.jsonl", "-o", "x", "--train-bpe", "300", "--field", "\udcff"], "\\udcff is not UTF-8 text"),
+        (["prepare", "in.jsonl", "-o", "x", "--train-bpe", "300", "--split", "test"], "--split test has no effect"),
+        (["prepare", "in.jsonl", "-o", "x", "--train-bpe", "300", "--document", "line"], "--document has no effect"),
+        (["prepare", "--stdlib", "--eod", "none"], "--stdlib has its own inputs"),
         (["prepare", "--stdlib", "-o", "x"], "--stdlib has its own inputs, place and tokenizer"),
         (["inspect", "x", "--samples", "-1"], "-1 is not in the range"),
     ],
@@ -109,6 +118,25 @@ def test_wrong_usage_ends_with_2_and_no_traces(cli: Cli, tmp_path: Path, argumen
     assert (ended.returncode, ended.stdout) == (2, "")
     assert message in " ".join(ended.stderr.split())
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "primus") == ["in.jsonl"]
+
+
+def test_a_misspelt_path_is_not_looked_for_on_the_hub(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    for name in ("nowhere/web.jsonl", "nowhere/web.gz", "corpus/web", "~nosuch/web", "a/" + 300 * "b" + ".txt"):
+        ended = cli("data", "prepare", name, "-o", "x", "--train-bpe", "300", HF_ENDPOINT="http://127.0.0.1:1")
+        assert ended.returncode == 1
+        assert f"error: {name}\n  does not exist" in ended.stderr
+    piped = f"'{ROOT / 'primus-cli'}' data prepare <(echo) -o x --train-bpe 300"
+    ended = subprocess.run(
+        ["bash", "-c", piped], cwd=tmp_path, env=cli.env, capture_output=True, text=True, check=False
+    )
+    assert "is not a regular file" in ended.stderr
+
+
+def test_a_field_for_text_files_is_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a")
+    ended = cli("data", "prepare", "in.txt", "-o", "x", "--train-bpe", "300", "--field", "body")
+    assert (ended.returncode, "--field has no effect" in ended.stderr) == (2, True)
 
 
 def test_bad_lines_end_with_1_and_their_places(cli: Cli, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from command_line import ROOT, Cli
 
-from primus.cli.main import PLACES, VERBS, Segment, split
+from primus.cli.main import PLACES, VERBS, Segment, _crash_file, split
 from primus.errors import UsageError
 
 HEAVY = ("torch", "numpy", "jax", "transformers", "torchtitan", "datasets", "pandas", "pyarrow", "tokenizers")
@@ -112,6 +112,13 @@ def test_an_unforeseen_exception_is_one_short_screen(cli: Cli, tmp_path: Path) -
     assert "Traceback" in crash.read_text()
     debug = cli("--debug", "env", "list", PYTHONPATH=str(tmp_path))
     assert "Traceback" in debug.stderr
+
+
+def test_a_crash_file_takes_arguments_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRIMUS_HOME", str(tmp_path))
+    path = _crash_file("primus-cli data prepare \udcff")
+    assert path is not None
+    assert path.read_text() == "primus-cli data prepare \\udcff"
 
 
 def test_a_reader_that_leaves_early_is_no_error(cli: Cli) -> None:

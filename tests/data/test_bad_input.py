@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 from token_data import digest_of, expected, read, run, texts, write_jsonl
 
 from primus.data.format import bin_path, idx_path
+from primus.data.inputs import collect
 from primus.data.tokenizer import TokenizerFiles
 from primus.data.workspace import partial_directory
-from primus.errors import DataError
+from primus.errors import DataError, UsageError
 
 
 def refusal(path: Path, output: Path, tokenizer: TokenizerFiles, **options: object) -> list[str]:
@@ -137,6 +139,58 @@ def test_parquet_columns_that_do_not_fit(tmp_path: Path, tokenizer: TokenizerFil
     assert read(outcome.prefix) == expected(["a", "c"], tokenizer)
 
 
+def test_parquet_text_that_is_not_utf8(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    source = tmp_path / "in.parquet"
+    raw = pyarrow.array([b"good", b"bad \xe9", b"fine"], pyarrow.binary())
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())  # as a careless writer does
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), source)
+    found = refusal(source, tmp_path / "out", tokenizer)
+    assert found[0] == f"{source}: row 1: column 'text' is not UTF-8: byte 0xe9 at offset 4"
+    outcome = run(source, tmp_path / "out", tokenizer, skip_bad=True)
+    assert read(outcome.prefix) == expected(["good", "fine"], tokenizer)
+    assert outcome.manifest.bad_records == 1
+
+
+def test_columns_of_the_same_name_and_of_many_names(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    source = tmp_path / "in.parquet"
+    pyarrow.parquet.write_table(pyarrow.table([["a"], ["b"]], names=["text", "text"]), source)
+    assert "has 2 columns named 'text'" in refusal(source, tmp_path / "out", tokenizer)[0]
+    names = [f"column{number}" for number in range(20)]
+    pyarrow.parquet.write_table(pyarrow.table([["a"]] * 20, names=names), source)
+    assert "column7 and 12 more" in refusal(source, tmp_path / "out", tokenizer)[0]
+    lines = tmp_path / "in.jsonl"
+    lines.write_text(json.dumps(dict.fromkeys(names, "")))
+    assert "column7 and 12 more (choose" in refusal(lines, tmp_path / "out", tokenizer)[0]
+
+
+def test_a_saved_dataset_must_be_whole(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "dataset_info.json").write_text("{}")
+    state = folder / "state.json"
+    for content in ("", "{}", "[]", '{"_data_files": [{}]}', '{"_data_files": 3}'):
+        state.write_text(content)
+        assert "does not list the dataset's files" in refusal(folder, tmp_path / "out", tokenizer)[0]
+    state.write_text(json.dumps({"_data_files": [{"filename": name} for name in ("a.arrow", "b.arrow")]}))
+    (folder / "a.arrow").touch()
+    assert refusal(folder, tmp_path / "out", tokenizer) == [
+        f"{folder}/a.arrow: is listed in state.json but empty (copy or save the dataset again)",
+        f"{folder}/b.arrow: is listed in state.json but missing (copy or save the dataset again)",
+    ]
+
+
+def test_an_arrow_stream_cut_between_messages_or_continued(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    source = tmp_path / "in.arrow"
+    table = pyarrow.table({"text": texts(20)})
+    with pyarrow.ipc.new_stream(str(source), table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    whole = source.read_bytes()
+    source.write_bytes(whole[:-8])
+    assert "is cut short: its end is missing" in refusal(source, tmp_path / "out", tokenizer)[0]
+    source.write_bytes(whole * 2)
+    assert "holds more after its end" in refusal(source, tmp_path / "out", tokenizer)[0]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -167,6 +221,67 @@ def test_inputs_that_hold_nothing(tmp_path: Path, tokenizer: TokenizerFiles) -> 
     assert "all files are empty" in refusal(folder, tmp_path / "out", tokenizer)[0]
     write_jsonl(blank, ["", ""])
     assert "there is no text in the inputs: every document is empty" in refusal(blank, tmp_path / "out", tokenizer)[0]
+
+
+def test_names_that_are_no_files(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    pipe, output = tmp_path / "pipe", tmp_path / "out"
+    os.mkfifo(pipe)
+    assert "is not a regular file (write it to a file first)" in refusal(pipe, output, tokenizer)[0]
+    for name in ("~nosuch/x.jsonl", "x" * 300, "a\0b", ""):
+        with pytest.raises(DataError, match="does not exist"):
+            collect([name], pattern=None, split=None)
+    source = write_jsonl(tmp_path / "in.jsonl", ["a"])
+    for name in ("x" * 250, "a\0b"):
+        assert "is no name that a file can have" in refusal(source, tmp_path / name, tokenizer)[0]
+
+
+def test_files_of_a_directory_that_cannot_be_reached(
+    tmp_path: Path, tokenizer: TokenizerFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", ["a"])
+    (folder / "b.jsonl").symlink_to("gone")
+    found = refusal(folder, tmp_path / "out", tokenizer)
+    assert found == [f"{folder}/b.jsonl: cannot be read: No such file or directory"]
+
+    def forbidden(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.scandir", forbidden)  # root may read everything
+    assert refusal(folder, tmp_path / "out", tokenizer) == [f"{folder}: cannot be read: Permission denied"]
+
+
+def test_names_that_are_not_utf8_are_refused_before_work(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", ["a"])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    odd = write_jsonl(folder / os.fsdecode(b"caf\xe9.jsonl"), ["a"])
+    for path in (odd, folder):
+        found = refusal(path, tmp_path / "out", tokenizer)
+        assert found == [f"{folder}/caf\\udce9.jsonl: the name is not UTF-8 text (rename it)"]
+    found = refusal(source, tmp_path / os.fsdecode(b"caf\xe9"), tokenizer)
+    assert "the name is not UTF-8 text" in found[0]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_same_input_twice(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", ["a"])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link.jsonl").symlink_to(source)
+    for second in (source, tmp_path / "folder" / ".." / "in.jsonl", tmp_path / "folder"):
+        with pytest.raises(DataError, match=rf"{second}: repeats .*, which '{source}' gave already"):
+            run([source, second], tmp_path / "out", tokenizer)
+
+
+def test_choices_without_effect(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", ["a"])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("a")
+    for path, choice in ((source, "pattern"), (source, "split"), (tmp_path / "folder", "split")):
+        asked = {"pattern": None, "split": None, choice: "train"}
+        with pytest.raises(UsageError, match=f"--{choice} train has no effect on these inputs"):
+            collect([str(path)], **asked)
 
 
 def test_mixed_directories_are_a_question(tmp_path: Path, tokenizer: TokenizerFiles) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,7 +72,8 @@ def test_every_kind_of_input_gives_the_same_dataset(tmp_path: Path, tokenizer: T
     split = kinds["saved"] / "train"
     split.mkdir()
     (kinds["saved"] / "dataset_dict.json").write_text('{"splits": ["train"]}')
-    (split / "state.json").write_text("{}")
+    (split / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    (split / "cache-0123456789abcdef.arrow").write_bytes(b"what `map` left there")
     (split / "dataset_info.json").write_text("{}")
     with pyarrow.ipc.new_stream(str(split / "data-00000-of-00001.arrow"), table.schema) as writer:
         writer.write_table(table, max_chunksize=70)
@@ -246,6 +248,65 @@ def test_an_input_is_never_overwritten(tmp_path: Path, tokenizer: TokenizerFiles
     assert source.read_bytes() == content
 
 
+@pytest.mark.parametrize("name", ["bin", "idx", "tokenizer", "partial"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_primus_did_not_make_is_refused_before_work(
+    tmp_path: Path, tokenizer: TokenizerFiles, name: str, overwrite: bool
+) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", texts(5))
+    place, folder = tmp_path / f"out.{name}", tmp_path / f"dir.{name}"
+    place.write_text("mine")
+    folder.mkdir()
+    (folder / "tokenizer.model").write_text("mine")
+    (folder / "job.json").write_text("{}")
+    for path in (place, folder):
+        with pytest.raises(DataError, match=r"choose another --output") as raised:
+            run(source, path.with_suffix(""), tokenizer, overwrite=overwrite)
+        assert [problem.where for problem in raised.value.problems] == [str(path)]
+    assert place.read_text() == (folder / "tokenizer.model").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir() if path != source) == [folder.name, place.name]
+
+
+def test_a_tokenizer_directory_with_files_of_the_user_is_kept(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", texts(5))
+    own = TokenizerFiles(tmp_path / "out.tokenizer")
+    shutil.copytree(tokenizer.directory, own.directory)
+    with pytest.raises(DataError, match=r"exists, and no out\.json beside it says that Primus made it"):
+        run(source, tmp_path / "out", own)
+    shutil.rmtree(own.directory)
+    run(source, tmp_path / "out", tokenizer)
+    assert run(source, tmp_path / "out", own, eod="none", overwrite=True).manifest.eod_id is None
+    (own.directory / "README.md").write_text("mine")
+    with pytest.raises(DataError, match=r"holds files that Primus did not put there \(README\.md\)"):
+        run(source, tmp_path / "out", tokenizer, overwrite=True)
+    assert (own.directory / "README.md").exists()
+
+
+def test_a_file_that_appears_during_the_work_is_kept(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", texts(5))
+    mine = bin_path(tmp_path / "out")
+
+    class Appears(Silent):
+        def advance(self, size: int) -> None:
+            mine.write_text("mine")
+
+    with pytest.raises(DataError, match="says that Primus made it"):
+        run(source, tmp_path / "out", tokenizer, report=Appears())
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    run(source, tmp_path / "out", tokenizer)
+
+
+def test_a_file_put_beside_unfinished_work_is_kept(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
+    work = partial_directory(tmp_path / "out")
+    work.mkdir()
+    (work / "job.json").write_text('"another"')
+    (work / "shard-000000.bin").touch()
+    (work / "mine.txt").touch()
+    run(write_jsonl(tmp_path / "in.jsonl", texts(5)), tmp_path / "out", tokenizer)
+    assert sorted(path.name for path in work.iterdir()) == ["lock", "mine.txt"]
+
+
 CHILD = """
 import sys
 from pathlib import Path
@@ -314,6 +375,8 @@ def test_killed_between_the_final_names(
         run(source, tmp_path / "out", tokenizer)
     monkeypatch.undo()
     assert not idx_path(tmp_path / "out").exists()
+    with pytest.raises(DataError, match="was made from other inputs or with other options"):
+        run(source, tmp_path / "out", tokenizer, eod="none")
     run(source, tmp_path / "out", tokenizer)
     assert digest_of(tmp_path / "out") == digest_of(whole.prefix)
     assert Inspection(tmp_path / "out").verify() == []
@@ -335,6 +398,46 @@ def test_lost_shards_or_tokens_are_made_again(tmp_path: Path, tokenizer: Tokeniz
         run(source, output, tokenizer, shard_bytes=5000, report=Stops())
     tokens = partial_directory(output) / "tokens.bin"
     tokens.write_bytes(tokens.read_bytes()[:100])
+    run(source, output, tokenizer, shard_bytes=5000)
+    assert digest_of(output) == digest_of(whole.prefix)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'"x"'])
+@pytest.mark.parametrize("name", ["job.json", "ready", "state.json", "shard-000001.json", "slow-encoder.json"])
+def test_damaged_notes_about_unfinished_work_do_not_block(
+    tmp_path: Path, tokenizer: TokenizerFiles, name: str, content: bytes
+) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", texts(60))
+    output = tmp_path / "out"
+    whole = run(source, tmp_path / "whole", tokenizer, shard_bytes=5000)
+
+    class Stops(Silent):
+        def advance(self, size: int) -> None:
+            if len(list(partial_directory(output).glob("shard-*.json"))) > 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, output, tokenizer, shard_bytes=5000, report=Stops())
+    (partial_directory(output) / name).write_bytes(content)
+    run(source, output, tokenizer, shard_bytes=5000)
+    assert digest_of(output) == digest_of(whole.prefix)
+
+
+@pytest.mark.parametrize("kind", ["bin", "lengths"])
+def test_a_shard_cut_short_is_encoded_again(tmp_path: Path, tokenizer: TokenizerFiles, kind: str) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", texts(60))
+    output = tmp_path / "out"
+    whole = run(source, tmp_path / "whole", tokenizer, shard_bytes=5000)
+
+    class Stops(Silent):
+        def advance(self, size: int) -> None:
+            if list(partial_directory(output).glob("shard-*.json")):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, output, tokenizer, shard_bytes=5000, report=Stops())
+    (partial_directory(output) / "state.json").unlink(missing_ok=True)
+    (partial_directory(output) / f"shard-000000.{kind}").write_bytes(b"")
     run(source, output, tokenizer, shard_bytes=5000)
     assert digest_of(output) == digest_of(whole.prefix)
 

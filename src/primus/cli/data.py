@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from primus.cli.main import Invocation
-from primus.errors import DataError, UsageError
+from primus.errors import DataError, Problem, UsageError
+from primus.home import user_path
 
 if TYPE_CHECKING:
     from primus.data.inputs import DocumentUnit, Inputs
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from primus.data.progress import Screen
     from primus.data.tokenizer import TokenizerFiles
 
+FIELD, DOCUMENT = "text", "file"
+TEXT_OPTIONS = ("output", "tokenizer", "field", "split", "pattern", "eod")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -36,14 +39,14 @@ def command() -> None:
     "Killed and run again, it goes on where it stopped."
 )
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="PREFIX", help="Where the dataset goes.")
+@click.option("-o", "--output", metavar="PREFIX", help="Where the dataset goes.")
 @click.option("--tokenizer", metavar="DIR|ID", help="Directory with tokenizer.json, or a Hub id.")
 @click.option("--train-bpe", type=int, metavar="VOCAB", help="Train a byte-level BPE of this size on the text instead.")
-@click.option("--field", default="text", show_default=True, help="Field or column that holds the text.")
+@click.option("--field", default=FIELD, show_default=True, help="Field or column that holds the text.")
 @click.option(
     "--document",
     type=click.Choice(["file", "line", "paragraph"]),
-    default="file",
+    default=DOCUMENT,
     show_default=True,
     help="What is one document in text files.",
 )
@@ -83,7 +86,7 @@ def prepare(invocation: Invocation, /, **options: Any) -> int:
 @dataclass(frozen=True)
 class PrepareOptions:
     inputs: tuple[str, ...]
-    output: Path | None
+    output: str | None
     tokenizer: str | None
     train_bpe: int | None
     field: str
@@ -100,8 +103,10 @@ class PrepareOptions:
 
     def check(self) -> None:
         """Raise UsageError for what cannot go together or is missing."""
+        self._check_texts()
         if self.stdlib:
-            if self.inputs or self.output or self.tokenizer or self.train_bpe:
+            own = (self.inputs, self.output, self.tokenizer, self.train_bpe, self.split, self.pattern, self.eod)
+            if any(own) or self.skip_bad or (self.field, self.document) != (FIELD, DOCUMENT):
                 raise UsageError("--stdlib has its own inputs, place and tokenizer", remedy="give it alone")
             return
         if not self.inputs:
@@ -118,6 +123,34 @@ class PrepareOptions:
 
             check_vocabulary(self.train_bpe)
 
+    def _check_texts(self) -> None:
+        from primus.data.inputs import is_utf8, printable
+
+        texts = [(f"--{name}", getattr(self, name)) for name in TEXT_OPTIONS]
+        problems = []
+        for name, text in [*texts, *(("an input", text) for text in self.inputs)]:
+            if text == "":
+                problems.append(Problem("", f"{name} is empty", "give a value, or leave it out"))
+            elif text is not None and not is_utf8(text):
+                problems.append(Problem("", f"{name} {printable(text)} is not UTF-8 text", "rename it"))
+        if problems:
+            raise UsageError(problems=problems)
+
+    @property
+    def prefix(self) -> Path:
+        """Where the dataset goes. Raises UsageError when that cannot be a prefix."""
+        assert self.output is not None, "checked"
+        path = user_path(self.output)
+        if self.output.startswith("~") and str(path).startswith("~"):
+            user = self.output.partition("/")[0]
+            raise UsageError(
+                f"--output {self.output}: there is no user {user}", remedy=f"./{self.output} if you mean it"
+            )
+        if os.path.isdir(path) or path.name.endswith((".bin", ".idx")):
+            what, instead = ("directory", path / "mine") if os.path.isdir(path) else ("file name", path.with_suffix(""))
+            raise UsageError(f"--output {path} is a {what}, not a prefix", remedy=f"e.g. --output {instead}")
+        return path.absolute()
+
     @property
     def processes(self) -> int:
         return self.workers or len(os.sched_getaffinity(0))
@@ -133,19 +166,19 @@ def _prepare_stdlib(asked: PrepareOptions, screen: Screen) -> Outcome:
 def _prepare_inputs(asked: PrepareOptions, screen: Screen) -> Outcome:
     from primus.data import prepare as preparing
 
-    assert asked.output is not None, "checked"
-    if asked.output.name.endswith((".bin", ".idx")) or asked.output.is_dir():
-        raise UsageError(
-            f"--output {asked.output} is a {'directory' if asked.output.is_dir() else 'file name'}, not a prefix",
-            remedy=f"e.g. --output {asked.output / 'mine' if asked.output.is_dir() else asked.output.with_suffix('')}",
-        )
+    output = asked.prefix
     tokenizer = _tokenizer(asked.tokenizer, screen) if asked.tokenizer else None
     inputs = _inputs(asked, screen)
+    kinds = {file.kind for file in inputs.files}
+    if asked.document != DOCUMENT and "text" not in kinds:
+        raise UsageError("--document has no effect: no input is a text file", remedy="leave it out")
+    if asked.field != FIELD and kinds == {"text"}:
+        raise UsageError("--field has no effect: all inputs are text files", remedy="leave it out")
     for note in inputs.notes:
         screen.note(note)
     request = preparing.Request(
         inputs=inputs,
-        output=asked.output.expanduser().absolute(),
+        output=output,
         tokenizer=tokenizer,
         bpe_vocab=asked.train_bpe,
         field=asked.field,
@@ -172,11 +205,11 @@ def _tokenizer(name: str, screen: Screen) -> TokenizerFiles:
 def _inputs(asked: PrepareOptions, screen: Screen) -> Inputs:
     """Files of all arguments; Hub datasets are fetched first, only the files that will be read."""
     from primus.data.hub import fetch_dataset, is_hub_id
-    from primus.data.inputs import choose_hub_files, collect
+    from primus.data.inputs import choose_hub_files, collect, is_local
 
     places, labels = [], []
     for name in asked.inputs:
-        if is_hub_id(name):
+        if not is_local(name) and is_hub_id(name):
             screen.note(f"fetching the dataset {name}")
             directory = fetch_dataset(name, partial(choose_hub_files, name, pattern=asked.pattern, split=asked.split))
             places.append(str(directory))

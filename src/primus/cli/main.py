@@ -228,7 +228,8 @@ def _crash_file(text: str) -> Path | None:
         directory = primus_home() / "crashes"
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-        path.write_text(text, encoding="utf-8")
-    except (OSError, PrimusError):
+        # arguments that are not UTF-8 reach us as lone surrogates
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except (OSError, ValueError, PrimusError):
         return None
     return path

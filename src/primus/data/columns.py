@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,15 @@ BUFFER = 1 << 20
 """Bytes of a column chunk read at a time; without it a row group is read whole."""
 ROWS = 256
 """Rows decoded at a time."""
+MOST_NAMES = 8
+END = b"\xff\xff\xff\xff\0\0\0\0"
+"""What Arrow's stream writer writes when it is closed."""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, for an error message."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def row_groups(path: Path) -> int:
@@ -26,7 +35,8 @@ def row_groups(path: Path) -> int:
 
 
 def parquet_texts(path: Path, field: str, start: int, end: int) -> Iterator[tuple[int, Any]]:
-    """(row number within the range, value) of one column; start, end: row groups, end -1 for all."""
+    """(row number within the range, value) of one column; start, end: row groups, end -1 for all. In place of a
+    value that is not UTF-8 comes the UnicodeDecodeError."""
     import pyarrow
     import pyarrow.parquet
 
@@ -47,7 +57,12 @@ def arrow_texts(path: Path, field: str) -> Iterator[tuple[int, Any]]:
     try:
         with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:
             _check_field(path, stream.schema, field)
+            if source.size() < len(END) or source.read_at(len(END), source.size() - len(END)) != END:
+                # cut between two messages it would read like a shorter file
+                raise DataError("is cut short: its end is missing", where=str(path), remedy="copy or write it again")
             yield from _values(stream, field)
+            if source.tell() != source.size():
+                raise DataError("holds more after its end", where=str(path), remedy="give one Arrow stream a file")
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable(path, "Arrow stream", error) from error
 
@@ -57,9 +72,21 @@ def _values(batches: Any, field: str) -> Iterator[tuple[int, Any]]:
     for batch in batches:
         column = batch.column(batch.schema.get_field_index(field))
         for start in range(0, len(column), ROWS):
-            for value in column.slice(start, ROWS).to_pylist():
+            part = column.slice(start, ROWS)
+            try:
+                values = part.to_pylist()
+            except UnicodeDecodeError:
+                values = [_value(scalar) for scalar in part]
+            for value in values:
                 yield row, value
                 row += 1
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
 
 
 def _check_field(path: Path, schema: Any, field: str) -> None:
@@ -67,7 +94,11 @@ def _check_field(path: Path, schema: Any, field: str) -> None:
 
     if field not in schema.names:
         raise DataError(
-            f"has no column '{field}'", where=str(path), remedy=f"choose one with --field: {', '.join(schema.names)}"
+            f"has no column '{field}'", where=str(path), remedy=f"choose one with --field: {some(schema.names)}"
+        )
+    if (count := schema.names.count(field)) > 1:
+        raise DataError(
+            f"has {count} columns named '{field}'", where=str(path), remedy="write it again with one, or rename them"
         )
     kind = schema.field(field).type
     if pyarrow.types.is_dictionary(kind):
@@ -78,7 +109,7 @@ def _check_field(path: Path, schema: Any, field: str) -> None:
         raise DataError(
             f"column '{field}' holds {kind}, not text",
             where=str(path),
-            remedy=f"choose one with --field: {', '.join(names)}" if names else "it has no text column",
+            remedy=f"choose one with --field: {some(names)}" if names else "it has no text column",
         )
 
 

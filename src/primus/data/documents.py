@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from primus.data.columns import arrow_texts, parquet_texts
+from primus.data.columns import arrow_texts, parquet_texts, some
 from primus.data.inputs import DocumentUnit, Shard
 from primus.errors import DataError, Problem
 
@@ -167,7 +167,7 @@ def _json_texts(lines: Iterable[Line], name: str, bad: BadRecords) -> Iterator[s
         elif not isinstance(record, dict):
             bad.add(where, f"is not a JSON object but {type(record).__name__}")
         elif name not in record:
-            bad.add(where, f"has no field '{name}', only {', '.join(record) or 'none'}", "choose one with --field")
+            bad.add(where, f"has no field '{name}', only {some(list(record)) or 'none'}", "choose one with --field")
         else:
             bad.add(where, f"field '{name}' holds {type(text).__name__}, not text")
 
@@ -179,8 +179,11 @@ def _column_texts(
     for row, text in rows:
         if isinstance(text, str):
             yield text
-        else:
-            bad.add(lambda row=row: f"{place}: row {row}", f"column '{name}' holds no text")  # type: ignore[misc]
+            continue
+        message = f"column '{name}' holds no text"
+        if isinstance(text, UnicodeDecodeError):
+            message = f"column '{name}' is not UTF-8: byte {text.object[text.start]:#04x} at offset {text.start}"
+        bad.add(lambda row=row: f"{place}: row {row}", message)  # type: ignore[misc]
 
 
 def _text_documents(

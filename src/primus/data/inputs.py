@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from primus.errors import DataError, Problem
+from primus.errors import DataError, Problem, UsageError
+from primus.home import user_path
 
 Kind = Literal["text", "jsonl", "parquet", "arrow"]
 Codec = Literal["", "gzip", "zstd"]
@@ -79,6 +81,7 @@ class Shard:
 class _Search:
     pattern: str | None
     split: str | None
+    used: set[str] = field(default_factory=set)
     files: list[InputFile] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -86,6 +89,13 @@ class _Search:
         status = path.stat()
         named, codec = _kind(path)
         self.files.append(InputFile(path, kind or named or "text", codec, status.st_size, status.st_mtime_ns, source))
+
+
+def is_local(name: str) -> bool:
+    """Whether `name` can only be meant as a path though it is written like a Hub id and nothing is there: it ends like
+    a data file, or its directory exists. ``org/name@revision`` always means the Hub."""
+    kind, codec = _kind(Path(name))
+    return "@" not in name and bool(kind or codec or os.path.isdir(os.path.dirname(name)))
 
 
 def _kind(path: Path) -> tuple[Kind | None, Codec]:
@@ -101,35 +111,28 @@ def collect(
 
     pattern: shell pattern that files of a directory must match; they are then read by suffix, else as text. split: of a
     Hugging Face dataset. labels: names to show and record instead of the arguments. Raises DataError for everything
-    that is missing, empty or ambiguous, all at once.
+    that is missing, empty, repeated or ambiguous, all at once, and UsageError for a choice without effect.
     """
     search = _Search(pattern, split)
     problems: list[Problem] = []
     sources = []
     for number, argument in enumerate(arguments):
-        path = Path(argument).expanduser().absolute()
-        sources.append((labels[number] if labels else argument, path if path.is_dir() else path.parent))
+        path = user_path(argument).absolute()
+        sources.append((labels[number] if labels else argument, path if os.path.isdir(path) else path.parent))
         before = len(search.files)
         try:
-            if path.is_dir():
-                _collect_directory(search, path, number)
-            elif path.is_file():
-                search.add(path, None, number)
-            else:
-                raise DataError(
-                    "does not exist", where=argument, remedy="give a file, a directory, or a Hub id org/name"
-                )
+            _collect_one(search, path, argument, number)
         except DataError as error:
             problems.extend(error.problems)
         except OSError as error:
-            problems.append(Problem(argument, f"cannot be read: {error.strerror}"))
-        problems.extend(
-            Problem(str(file.path), "is empty", "leave it out")
-            for file in search.files[before:]
-            if path.is_file() and not file.size
-        )
+            problems.append(Problem(printable(str(error.filename or argument)), f"cannot be read: {error.strerror}"))
+        problems.extend(_check_files(search.files[before:], single=os.path.isfile(path)))
+    problems.extend(_repeated(search.files, [label for label, _ in sources]))
     if problems:
         raise DataError(problems=problems)
+    for option, value in (("split", split), ("pattern", pattern)):
+        if value is not None and option not in search.used:
+            raise UsageError(f"--{option} {value} has no effect on these inputs", remedy="leave it out")
     files = tuple(file for file in search.files if file.size)
     if len(files) < len(search.files):
         search.notes.append(f"{len(search.files) - len(files)} empty files left out")
@@ -138,8 +141,56 @@ def collect(
     return Inputs(files, tuple(sources), tuple(search.notes))
 
 
+def _collect_one(search: _Search, path: Path, argument: str, source: int) -> None:
+    if not is_utf8(str(path)):
+        raise DataError("the name is not UTF-8 text", where=printable(argument), remedy="rename it")
+    if not argument or not os.path.exists(path):
+        raise DataError(
+            "does not exist",
+            where=argument or "''",
+            remedy="give a file, a directory, or a Hub id: org/name, or org/name@main if there is a directory org here",
+        )
+    if path.is_dir():
+        _collect_directory(search, path, source)
+    elif path.is_file():
+        search.add(path, None, source)
+    else:
+        raise DataError("is not a regular file", where=argument, remedy="write it to a file first")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a name can be written as UTF-8. Other file names reach Python with lone surrogates in them."""
+    return printable(text) == text
+
+
+def printable(text: str) -> str:
+    """`text` with what UTF-8 cannot express escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _check_files(files: Sequence[InputFile], *, single: bool) -> Iterator[Problem]:
+    for file in files:
+        if not is_utf8(str(file.path)):
+            yield Problem(printable(str(file.path)), "the name is not UTF-8 text", "rename it")
+        if single and not file.size:
+            yield Problem(str(file.path), "is empty", "leave it out")
+
+
+def _repeated(files: Sequence[InputFile], labels: Sequence[str]) -> list[Problem]:
+    """Arguments that lead to a file another one led to already. Links within one directory are its own matter."""
+    first: dict[str, int] = {}
+    found: dict[int, Problem] = {}
+    for file in files:
+        source = first.setdefault(os.path.realpath(file.path), file.source)
+        if source != file.source and file.source not in found:
+            message = printable(f"repeats {file.path.name}, which '{labels[source]}' gave already")
+            found[file.source] = Problem(printable(labels[file.source]), message, "give each file once")
+    return list(found.values())
+
+
 def _collect_directory(search: _Search, root: Path, source: int) -> None:
     if (root / "dataset_dict.json").is_file():
+        search.used.add("split")
         splits = sorted(path.name for path in root.iterdir() if path.is_dir())
         chosen = search.split or ("train" if "train" in splits else None)
         if chosen not in splits:
@@ -148,10 +199,35 @@ def _collect_directory(search: _Search, root: Path, source: int) -> None:
         search.notes.append(f"split '{chosen}' of {root.name}")
         root = root / chosen
     if (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
-        for path in sorted(root.glob("*.arrow")):
+        for path in _saved_files(root):
             search.add(path, "arrow", source)
         return
     _collect_plain(search, root, source)
+
+
+def _saved_files(root: Path) -> list[Path]:
+    """The data files of a Hugging Face dataset directory. Other Arrow files there are caches of the library."""
+    state = root / "state.json"
+    try:
+        names = [Path(entry["filename"]).name for entry in json.loads(state.read_bytes())["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            "does not list the dataset's files (`_data_files`)",
+            where=str(state),
+            remedy="copy or save the dataset again",
+        ) from error
+    problems = [
+        Problem(
+            str(path),
+            "is listed in state.json but " + ("empty" if path.is_file() else "missing"),
+            "copy or save the dataset again",
+        )
+        for path in (root / name for name in names)
+        if not path.is_file() or not path.stat().st_size
+    ]
+    if problems:
+        raise DataError(problems=problems)
+    return [root / name for name in names]
 
 
 def _collect_plain(search: _Search, root: Path, source: int) -> None:
@@ -168,6 +244,7 @@ def choose_hub_files(where: str, names: Sequence[str], *, pattern: str | None, s
 def _choose(search: _Search, where: str, names: Sequence[str]) -> list[str]:
     """The files to read among a directory's: by pattern, else by suffix, data before prose, and one split."""
     if search.pattern is not None:
+        search.used.add("pattern")
         chosen = [name for name in names if _matches(name, search.pattern)]
         if not chosen:
             raise DataError(f"holds no file that matches '{search.pattern}'", where=where)
@@ -202,6 +279,7 @@ def _one_split(search: _Search, where: str, names: list[str]) -> list[str]:
 
     splits = {split_of(name) for name in names}
     if search.split is not None:
+        search.used.add("split")
         chosen = [name for name in names if split_of(name) == search.split]
         if not chosen:
             known = ", ".join(sorted(filter(None, splits))) or "none can be told from the file names"
@@ -215,11 +293,16 @@ def _one_split(search: _Search, where: str, names: list[str]) -> list[str]:
 
 
 def _walk(root: Path) -> Iterable[Path]:
-    for directory, names, files in os.walk(root):
+    """Regular files, and links that lead nowhere, to be noticed. Raises OSError for an unreadable directory."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for directory, names, files in os.walk(root, onerror=refuse):
         names[:] = sorted(name for name in names if not name.startswith("."))
         for name in sorted(files):
             path = Path(directory, name)
-            if not name.startswith(".") and path.is_file():
+            if not name.startswith(".") and (os.path.isfile(path) or not os.path.exists(path)):
                 yield path
 
 

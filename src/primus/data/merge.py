@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +11,21 @@ import xxhash
 
 from primus.data.indexed import sync
 from primus.data.manifest import FileFacts
-from primus.data.shards import ShardResult, shard_path
-from primus.data.workspace import forget_shards, write_json
+from primus.data.shards import ShardResult, read_result, shard_path
+from primus.data.workspace import forget_shards, read_json, write_json
 
 COPY = 1 << 20
+LENGTH_BYTES = 4
+NOTHING = {"next": 0, "tokens": 0, "lengths": 0}
+"""The state before anything is merged: shards, bytes of tokens, bytes of lengths."""
 
 
 class Merger:
     """Appends finished shards to one file, in order, and removes them. Its state on disk is always behind its files,
     never ahead, so after a crash the files are cut back to it."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, token_bytes: int) -> None:
+        self._directory, self._token_bytes = directory, token_bytes
         self.tokens, self.lengths = directory / "tokens.bin", directory / "lengths.i32"
         self._hash = xxhash.xxh3_128()
         self._next = 0
@@ -31,7 +33,11 @@ class Merger:
 
     def __enter__(self) -> Merger:
         state_path = self._directory / "state.json"
-        state = json.loads(state_path.read_bytes()) if state_path.is_file() else {"next": 0, "tokens": 0, "lengths": 0}
+        state = read_json(state_path)
+        if not isinstance(state, dict) or state.keys() != NOTHING.keys():
+            if state_path.exists():  # damaged: what it counted cannot be told any more
+                forget_shards(self._directory)
+            state = NOTHING
         self._next = state["next"]
         self._files = {"bin": self.tokens.open("a+b"), "lengths": self.lengths.open("a+b")}
         sizes = {kind: os.fstat(file.fileno()).st_size for kind, file in self._files.items()}
@@ -48,6 +54,16 @@ class Merger:
         for file in self._files.values():
             file.seek(0, os.SEEK_END)
         return self
+
+    def finished(self, number: int) -> ShardResult | None:
+        """The facts of a shard that need not be encoded: it is merged, or its files have the size they should."""
+        result = read_result(self._directory, number)
+        if result is None or number < self._next:
+            return result
+        sizes = {"bin": result.tokens * self._token_bytes, "lengths": result.documents * LENGTH_BYTES}
+        paths = {kind: shard_path(self._directory, number, kind) for kind in sizes}
+        whole = all(path.is_file() and path.stat().st_size == sizes[kind] for kind, path in paths.items())
+        return result if whole else None
 
     def __exit__(self, *_: object) -> None:
         for file in self._files.values():

@@ -8,18 +8,20 @@ the last byte. The final names appear at the very end, the index last: a reader 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from primus.data.encoder import Encoder, Reference, choose_encoder, load_reference
 from primus.data.format import bin_path, idx_path
 from primus.data.indexed import sync, write_index
-from primus.data.inputs import SHARD_BYTES, DocumentUnit, Inputs, Shard, make_shards
+from primus.data.inputs import SHARD_BYTES, DocumentUnit, Inputs, Shard, is_utf8, make_shards, printable
 from primus.data.manifest import (
     FileFacts,
     Manifest,
@@ -32,25 +34,30 @@ from primus.data.manifest import (
 from primus.data.merge import Merger
 from primus.data.pool import encode_shards
 from primus.data.progress import Reporter
-from primus.data.shards import Job, Sample, ShardResult, hash_file, output_error, read_result
+from primus.data.shards import Job, Sample, ShardResult, hash_file, output_error
 from primus.data.tokenizer import COMPANIONS, TokenizerFiles
 from primus.data.train_bpe import END_OF_TEXT, SAMPLE_BYTES, sample_texts, train_bpe
 from primus.data.workspace import (
+    READY,
+    SLOW,
     begin,
+    check_places,
     exclusive,
     forget_shards,
     is_ready,
     partial_directory,
     publish,
+    read_json,
     tokenizer_directory,
     write_json,
 )
 from primus.errors import DataError
 
-SLOW = "slow-encoder.json"
 CHECKED_BYTES = 128 << 10
 """Text from all over the inputs on which the encoders are compared before work begins."""
 UINT16_IDS = 65536
+LONGEST_NAME = 255
+"""Bytes of a file name on all usual file systems."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class _EncodersDiffer(Exception):
 def prepare(request: Request, report: Reporter) -> Outcome:
     """Make the dataset, or go on making it. Raises DataError; what is finished by then is kept for the next try."""
     output = request.output
+    _check_names(request)
     if request.tokenizer:
         _settle_eod(request, request.tokenizer)  # a wrong one should leave no traces
     try:
@@ -109,8 +117,10 @@ def prepare(request: Request, report: Reporter) -> Outcome:
 def _prepare_locked(request: Request, directory: Path, report: Reporter) -> Outcome:
     output = request.output
     fingerprint = _fingerprint(request)
-    if is_ready(directory, fingerprint):
-        publish(directory, output)
+    _check_inputs(request, directory)
+    check_places(directory, output)
+    if is_ready(directory):
+        publish(directory, output)  # also another job's: some of its files may have their final names already
     if finished := _finished(request, fingerprint):
         return Outcome(str(output), finished, already=True)
     if begin(directory, fingerprint):
@@ -149,7 +159,8 @@ def _prepare_locked(request: Request, directory: Path, report: Reporter) -> Outc
     )
     manifest = _describe(request, job, work, facts, eod_token)
     write_json(directory / "manifest", manifest.model_dump(), indent=1)
-    write_json(directory / "ready", fingerprint)
+    check_places(directory, output)  # the work took a while
+    write_json(directory / READY, fingerprint)
     publish(directory, output)
     return Outcome(str(output), manifest, already=False)
 
@@ -168,22 +179,46 @@ def _fingerprint(request: Request) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode(errors="surrogateescape"))
 
 
+def _check_names(request: Request) -> None:
+    """Raise DataError for names that would fail only when the work is done."""
+    output = request.output
+    for name in (str(output), request.tokenizer.name if request.tokenizer else ""):
+        if not is_utf8(name):
+            raise DataError("the name is not UTF-8 text", where=printable(name), remedy="rename it, or choose another")
+    if len(os.fsencode(tokenizer_directory(output).name)) > LONGEST_NAME or "\0" in str(output):
+        raise DataError(
+            "is no name that a file can have: too long, or with a zero byte",
+            where=printable(str(output)),
+            remedy="choose a shorter --output",
+        )
+
+
+def _check_inputs(request: Request, directory: Path) -> None:
+    """Raise DataError when an input is among the files to be written."""
+    output = request.output
+    places = {
+        *(bin_path(output), idx_path(output), manifest_path(output)),
+        *(tokenizer_directory(output), directory),
+    }
+    for file in request.inputs.files:
+        if places & {file.path, *file.path.parents}:
+            raise DataError(
+                "is an input and would be overwritten", where=str(file.path), remedy="choose another --output"
+            )
+
+
 def _finished(request: Request, fingerprint: str) -> Manifest | None:
     """The manifest when the dataset is there and made by this very request. Raises DataError when another one is."""
-    output = request.output
-    index, description = idx_path(output), manifest_path(output)
-    inputs = {file.path for file in request.inputs.files}
-    if clash := next((path for path in (index, description, bin_path(output)) if path in inputs), None):
-        raise DataError("is an input and would be overwritten", where=str(clash), remedy="choose another --output")
-    # raises when that file is something else than a manifest
-    manifest = read_manifest(output)
+    index = idx_path(request.output)
     if not index.exists() or request.overwrite:
         return None
+    manifest = read_manifest(request.output)
     if manifest and manifest.options.get("fingerprint") == fingerprint:
         return manifest
-    how = " and was made from other inputs or with other options" if manifest else ""
     raise DataError(
-        f"exists already{how}", where=str(index), remedy="choose another --output, or replace it with --overwrite"
+        "exists already and was made from other inputs or with other options",
+        where=str(index),
+        remedy="choose another --output, or replace it with --overwrite",
     )
 
 
@@ -192,8 +227,8 @@ def _choose_encoder(
 ) -> tuple[Encoder, str]:
     """The encoder and, if it is the slow one, why. What the data showed in an earlier call stays decided."""
     slow = partial_directory(request.output) / SLOW
-    if slow.is_file():
-        return Encoder("tokenizers", tokenizer.path), str(json.loads(slow.read_bytes()))
+    if isinstance(reason := read_json(slow), str):
+        return Encoder("tokenizers", tokenizer.path), reason
     texts = sample_texts(shards, request.field, request.unit, CHECKED_BYTES, skip_bad=True)
     return choose_encoder(tokenizer.path, reference, list(texts))
 
@@ -259,8 +294,8 @@ def _encode_and_merge(
     shards: Sequence[Shard], job: Job, request: Request, encoders: _Encoders, report: Reporter
 ) -> _Work:
     directory = Path(job.directory)
-    with Merger(directory) as merger:
-        results = {shard.number: read_result(directory, shard.number) for shard in shards}
+    with Merger(directory, np.dtype(job.dtype).itemsize) as merger:
+        results = {shard.number: merger.finished(shard.number) for shard in shards}
         missing = [shard for shard in shards if results[shard.number] is None]
         report.begin("encoding", request.inputs.size)
         report.advance(request.inputs.size - sum(shard.size for shard in missing))

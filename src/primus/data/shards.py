@@ -16,7 +16,9 @@ import xxhash
 
 from primus.data.documents import BadRecords, read_shard
 from primus.data.encoder import Encoder, EncoderName
+from primus.data.indexed import sync
 from primus.data.inputs import DocumentUnit, Shard
+from primus.data.workspace import read_json
 from primus.errors import DataError
 
 FLUSH = 1 << 20
@@ -76,8 +78,8 @@ def shard_path(directory: str | Path, number: int, kind: str) -> Path:
 def read_result(directory: str | Path, number: int) -> ShardResult | None:
     """The facts of a finished shard, None if it is not finished."""
     try:
-        return ShardResult(**json.loads(shard_path(directory, number, "json").read_bytes()))
-    except FileNotFoundError:
+        return ShardResult(**read_json(shard_path(directory, number, "json")))
+    except TypeError:  # not there, or damaged
         return None
 
 
@@ -148,6 +150,8 @@ def encode_shard(
                         stretch = text[:SAMPLE_CHARACTERS]
                         samples.append(Sample(stretch, encoder.encode(stretch)))
             output.flush()
+            sync(tokens)
+            sync(lengths)
         progress(text_bytes - reported)
         bad.raise_any()
         hashes = {path: hash_file(Path(path)) for path in shard.paths} if shard.hashes else {}
@@ -157,7 +161,9 @@ def encode_shard(
         for kind, path in temporary.items():
             path.replace(shard_path(job.directory, shard.number, kind))
         facts = shard_path(job.directory, shard.number, f"json.{os.getpid()}")
-        facts.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        with facts.open("wb") as file:
+            file.write(json.dumps(asdict(result)).encode())
+            sync(file)
         facts.replace(shard_path(job.directory, shard.number, "json"))
     except OSError as error:
         raise output_error(error, job.directory) from error

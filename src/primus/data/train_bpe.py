@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,15 +15,19 @@ END_OF_TEXT = "<|endoftext|>"
 SAMPLE_BYTES = 64 << 20
 """Text a tokenizer is trained on at most; taken from all over the inputs."""
 SMALLEST_VOCABULARY = 257
+LARGEST_VOCABULARY = 1 << 22
+"""More than any tokenizer in use has; far beyond it the trainer runs out of memory and aborts the process."""
 
 
 def check_vocabulary(size: int) -> None:
-    """Raise UsageError when a byte-level vocabulary cannot be that small."""
+    """Raise UsageError when a byte-level vocabulary cannot be that small or that large."""
     if size < SMALLEST_VOCABULARY:
         raise UsageError(
             f"a byte-level vocabulary needs at least {SMALLEST_VOCABULARY} entries (256 bytes, one to end documents), "
             f"not {size}"
         )
+    if size > LARGEST_VOCABULARY:
+        raise UsageError(f"a vocabulary of {size} entries cannot be trained", remedy=f"at most {LARGEST_VOCABULARY}")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path, eod: str = END_OF_TEXT) -> int:
@@ -47,7 +52,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path, eod: str =
     directory.mkdir(parents=True, exist_ok=True)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eod, "bos_token": eod}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    tokenizer.save(str(directory / "tokenizer.json"))
+    unfinished = directory / "tokenizer.json.new"  # a killed process must not leave half a tokenizer to go on with
+    tokenizer.save(str(unfinished))
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(directory / "tokenizer.json")
     return int(tokenizer.get_vocab_size())
 
 
