@@ -109,6 +109,7 @@ def test_damage_is_found_by_verify(cli: Cli, tmp_path: Path) -> None:
         (["prepare", "in.jsonl", "-o", "x", "--train-bpe", "300", "--document", "line"], "--document has no effect"),
         (["prepare", "--stdlib", "--eod", "none"], "--stdlib has its own inputs"),
         (["prepare", "--stdlib", "-o", "x"], "--stdlib has its own inputs, place and tokenizer"),
+        (["prepare", "--stdlib", "--workers", "2"], "--stdlib has its own inputs"),
         (["inspect", "x", "--samples", "-1"], "-1 is not in the range"),
     ],
 )

@@ -105,8 +105,8 @@ class PrepareOptions:
         """Raise UsageError for what cannot go together or is missing."""
         self._check_texts()
         if self.stdlib:
-            own = (self.inputs, self.output, self.tokenizer, self.train_bpe, self.split, self.pattern, self.eod)
-            if any(own) or self.skip_bad or (self.field, self.document) != (FIELD, DOCUMENT):
+            own = [self.inputs, self.output, self.tokenizer, self.train_bpe, self.split, self.pattern, self.eod]
+            if any([*own, self.workers]) or self.skip_bad or (self.field, self.document) != (FIELD, DOCUMENT):
                 raise UsageError("--stdlib has its own inputs, place and tokenizer", remedy="give it alone")
             return
         if not self.inputs:
