@@ -16,6 +16,7 @@ from primus.errors import DataError
 FORMAT = "primus-dataset-1"
 SAMPLE_BYTES = 4096
 SAMPLES = 16
+AGAIN = "move the files of this dataset away and prepare it again"
 
 
 class Part(BaseModel):
@@ -88,7 +89,7 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise DataError(f"is not valid JSON: {error}", where=str(path), remedy="prepare the dataset again") from error
+        raise DataError(f"is not valid JSON: {error}", where=str(path), remedy=AGAIN) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise DataError(
@@ -101,9 +102,7 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise DataError(
-            f"is damaged at '{place}': {first['msg']}", where=str(path), remedy="prepare the dataset again"
-        ) from error
+        raise DataError(f"is damaged at '{place}': {first['msg']}", where=str(path), remedy=AGAIN) from error
 
 
 def check_manifest(manifest: Manifest, header: Header) -> None:
