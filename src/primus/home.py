@@ -30,3 +30,8 @@ def user_path(text: str) -> Path:
     system takes such a name shows when it is used (``os.path.exists`` and its like answer False for one it does not).
     """
     return Path(os.path.expanduser(text))
+
+
+def unknown_user(path: Path) -> str:
+    """``~name`` when `path`, from ``user_path``, is in the home of a user who does not exist; else empty."""
+    return path.parts[0] if path.parts and path.parts[0].startswith("~") else ""

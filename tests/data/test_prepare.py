@@ -383,19 +383,25 @@ def test_killed_between_the_final_names(
     assert not partial_directory(tmp_path / "out").exists()
 
 
+def stop_at(source: Path, output: Path, tokenizer: TokenizerFiles, *, shards: int) -> None:
+    """Interrupt a preparation as soon as so many finished shards wait to be merged."""
+
+    class Stops(Silent):
+        def advance(self, size: int) -> None:
+            if len(list(partial_directory(output).glob("shard-*.json"))) >= shards:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, output, tokenizer, shard_bytes=5000, report=Stops())
+
+
 def test_lost_shards_or_tokens_are_made_again(tmp_path: Path, tokenizer: TokenizerFiles) -> None:
     """What a crash of the machine can do to files that were written but never reached the disk."""
     source = write_jsonl(tmp_path / "in.jsonl", texts(400))
     whole = run(source, tmp_path / "whole", tokenizer, shard_bytes=5000)
     output = tmp_path / "out"
 
-    class Stops(Silent):
-        def advance(self, size: int) -> None:
-            if len(list(partial_directory(output).glob("shard-*.json"))) > 4:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(source, output, tokenizer, shard_bytes=5000, report=Stops())
+    stop_at(source, output, tokenizer, shards=5)
     tokens = partial_directory(output) / "tokens.bin"
     tokens.write_bytes(tokens.read_bytes()[:100])
     run(source, output, tokenizer, shard_bytes=5000)
@@ -411,13 +417,7 @@ def test_damaged_notes_about_unfinished_work_do_not_block(
     output = tmp_path / "out"
     whole = run(source, tmp_path / "whole", tokenizer, shard_bytes=5000)
 
-    class Stops(Silent):
-        def advance(self, size: int) -> None:
-            if len(list(partial_directory(output).glob("shard-*.json"))) > 2:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(source, output, tokenizer, shard_bytes=5000, report=Stops())
+    stop_at(source, output, tokenizer, shards=3)
     (partial_directory(output) / name).write_bytes(content)
     run(source, output, tokenizer, shard_bytes=5000)
     assert digest_of(output) == digest_of(whole.prefix)
@@ -429,13 +429,7 @@ def test_a_shard_cut_short_is_encoded_again(tmp_path: Path, tokenizer: Tokenizer
     output = tmp_path / "out"
     whole = run(source, tmp_path / "whole", tokenizer, shard_bytes=5000)
 
-    class Stops(Silent):
-        def advance(self, size: int) -> None:
-            if list(partial_directory(output).glob("shard-*.json")):
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(source, output, tokenizer, shard_bytes=5000, report=Stops())
+    stop_at(source, output, tokenizer, shards=1)
     (partial_directory(output) / "state.json").unlink(missing_ok=True)
     (partial_directory(output) / f"shard-000000.{kind}").write_bytes(b"")
     run(source, output, tokenizer, shard_bytes=5000)
@@ -446,13 +440,7 @@ def test_changed_inputs_discard_unfinished_work(tmp_path: Path, tokenizer: Token
     source = write_jsonl(tmp_path / "in.jsonl", texts(400))
     output = tmp_path / "out"
 
-    class Stops(Silent):
-        def advance(self, size: int) -> None:
-            if list(partial_directory(output).glob("shard-*.json")):
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(source, output, tokenizer, shard_bytes=5000, report=Stops())
+    stop_at(source, output, tokenizer, shards=1)
     documents = texts(100, seed=9)
     write_jsonl(source, documents)
     run(source, output, tokenizer, shard_bytes=5000)

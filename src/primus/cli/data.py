@@ -15,7 +15,7 @@ import click
 
 from primus.cli.main import Invocation
 from primus.errors import DataError, Problem, UsageError
-from primus.home import user_path
+from primus.home import unknown_user, user_path
 
 if TYPE_CHECKING:
     from primus.data.inputs import DocumentUnit, Inputs
@@ -124,14 +124,15 @@ class PrepareOptions:
             check_vocabulary(self.train_bpe)
 
     def _check_texts(self) -> None:
-        from primus.data.inputs import is_utf8, printable
+        from primus.config.scalars import is_text
+        from primus.data.inputs import printable
 
         texts = [(f"--{name}", getattr(self, name)) for name in TEXT_OPTIONS]
         problems = []
         for name, text in [*texts, *(("an input", text) for text in self.inputs)]:
             if text == "":
                 problems.append(Problem("", f"{name} is empty", "give a value, or leave it out"))
-            elif text is not None and not is_utf8(text):
+            elif text is not None and not is_text(text):
                 problems.append(Problem("", f"{name} {printable(text)} is not UTF-8 text", "rename it"))
         if problems:
             raise UsageError(problems=problems)
@@ -141,8 +142,7 @@ class PrepareOptions:
         """Where the dataset goes. Raises UsageError when that cannot be a prefix."""
         assert self.output is not None, "checked"
         path = user_path(self.output)
-        if self.output.startswith("~") and str(path).startswith("~"):
-            user = self.output.partition("/")[0]
+        if user := unknown_user(path):
             raise UsageError(
                 f"--output {self.output}: there is no user {user}", remedy=f"./{self.output} if you mean it"
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from primus.config.scalars import is_text
 from primus.errors import DataError, Problem, UsageError
 from primus.home import user_path
 
@@ -142,7 +143,7 @@ def collect(
 
 
 def _collect_one(search: _Search, path: Path, argument: str, source: int) -> None:
-    if not is_utf8(str(path)):
+    if not is_text(str(path)):
         raise DataError("the name is not UTF-8 text", where=printable(argument), remedy="rename it")
     if not argument or not os.path.exists(path):
         raise DataError(
@@ -158,11 +159,6 @@ def _collect_one(search: _Search, path: Path, argument: str, source: int) -> Non
         raise DataError("is not a regular file", where=argument, remedy="write it to a file first")
 
 
-def is_utf8(text: str) -> bool:
-    """Whether a name can be written as UTF-8. Other file names reach Python with lone surrogates in them."""
-    return printable(text) == text
-
-
 def printable(text: str) -> str:
     """`text` with what UTF-8 cannot express escaped."""
     return text.encode(errors="backslashreplace").decode()
@@ -170,7 +166,7 @@ def printable(text: str) -> str:
 
 def _check_files(files: Sequence[InputFile], *, single: bool) -> Iterator[Problem]:
     for file in files:
-        if not is_utf8(str(file.path)):
+        if not is_text(str(file.path)):
             yield Problem(printable(str(file.path)), "the name is not UTF-8 text", "rename it")
         if single and not file.size:
             yield Problem(str(file.path), "is empty", "leave it out")

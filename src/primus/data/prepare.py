@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from primus.config.scalars import is_text
 from primus.data.encoder import Encoder, Reference, choose_encoder, load_reference
 from primus.data.format import bin_path, idx_path
 from primus.data.indexed import sync, write_index
-from primus.data.inputs import SHARD_BYTES, DocumentUnit, Inputs, Shard, is_utf8, make_shards, printable
+from primus.data.inputs import SHARD_BYTES, DocumentUnit, Inputs, Shard, make_shards, printable
 from primus.data.manifest import (
     FileFacts,
     Manifest,
@@ -183,7 +184,7 @@ def _check_names(request: Request) -> None:
     """Raise DataError for names that would fail only when the work is done."""
     output = request.output
     for name in (str(output), request.tokenizer.name if request.tokenizer else ""):
-        if not is_utf8(name):
+        if not is_text(name):
             raise DataError("the name is not UTF-8 text", where=printable(name), remedy="rename it, or choose another")
     if len(os.fsencode(tokenizer_directory(output).name)) > LONGEST_NAME or "\0" in str(output):
         raise DataError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from primus.errors import RunDirectoryError
-from primus.home import user_path
+from primus.home import unknown_user, user_path
 from primus.plan.plan import Plan
 from primus.runtime.lock import RunLock, wait_for_workers
 
@@ -19,9 +19,9 @@ def runs_root(option: Path | None) -> Path:
     that is in the home of a user who does not exist: a directory called ``~name`` would be made."""
     chosen = str(option or os.environ.get("PRIMUS_RUNS") or "runs")
     root = user_path(chosen)
-    if str(root).startswith("~"):
+    if user := unknown_user(root):
         raise RunDirectoryError(
-            f"there is no user {root.parts[0]}",
+            f"there is no user {user}",
             where=chosen,
             remedy="correct --runs-dir (or PRIMUS_RUNS); give the absolute path if a directory is called that",
         )

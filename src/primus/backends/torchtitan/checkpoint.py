@@ -201,14 +201,13 @@ class Checkpoints(BaseCheckpointManager):
             self.session.emit(Notice(message=f"old checkpoints stay for now: {error}", step=step))
 
     def _seal(self, step: int, consumed_samples: int, digests: list[dict[str, str]]) -> int:
-        info = store.seal(
+        return store.seal(
             store.directory_of(self.session.run_directory, step),
             step=step,
             consumed_samples=consumed_samples,
             model=self._architecture,
             digests={name: digest for part in digests for name, digest in part.items()},
-        )
-        return info.bytes
+        ).bytes
 
     def _state(self) -> dict[str, Any]:
         """Live tensors of the model and the optimizer, by name."""

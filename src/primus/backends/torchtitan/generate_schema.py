@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from primus.backends.torchtitan.translate import NOT_FP8
+
 SNAPSHOT = Path(__file__).with_name("native_schema.json")
 
 PORTABLE = {
@@ -64,7 +66,7 @@ PORTABLE = {
 OUR_DEFAULTS = {
     "training.disable_cuda_graphs": True,
     "parallelism.spmd_backend": "partial_dtensor",
-    "float8.filter_fqns": ["lm_head", "router.gate"],
+    "float8.filter_fqns": NOT_FP8,
 }
 """Where the backend itself starts from another value than TorchTitan."""
 

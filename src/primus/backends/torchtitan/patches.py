@@ -133,10 +133,6 @@ def _inference_is_traceless() -> bool:
     return PipelineStage._prepare_forward_infra.__module__ == __name__
 
 
-def _inference_leaves_traces() -> bool:
-    return not _inference_is_traceless()
-
-
 def _always() -> bool:
     return True
 
@@ -189,7 +185,7 @@ MENDS: tuple[Mend, ...] = (
             removal="torch restores a stage's buffers, or infers on meta tensors",
         ),
         EVERY,
-        _inference_leaves_traces,
+        lambda: not _inference_is_traceless(),
         _traceless_inference,
         _inference_is_traceless,
     ),
