@@ -150,3 +150,15 @@ def test_nodes_find_the_attempt_of_a_living_owner_only(tmp_path: Path) -> None:
     assert isinstance(found, Owner)
     assert (found.attempt, found.nnodes, found.rdzv) == (3, 2, "a:1")
     held.release()
+
+
+def test_an_owner_that_has_not_written_its_name_yet_is_named_all_the_same(tmp_path: Path) -> None:
+    held = RunLock(tmp_path)
+    written = held.path.read_bytes()
+    held.path.write_bytes(b"")
+    writer = threading.Timer(0.2, held.path.write_bytes, [written])
+    writer.start()
+    with pytest.raises(RunDirectoryError, match=rf"process {os.getpid()} on \S+, since .* is running here"):
+        RunLock(tmp_path)
+    writer.join()
+    held.release()

@@ -63,7 +63,7 @@ class RunLock:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise self._refusal(read_owner(self.path)) from None
+                raise self._refusal(_owner_soon(self.path)) from None
             if error.errno not in NO_LOCKS:
                 raise
             kernel = False
@@ -128,6 +128,14 @@ def read_owner(path: Path) -> Owner | None:
         return Owner(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _owner_soon(path: Path, patience: float = 1.0) -> Owner | None:
+    """``read_owner``, of a lock that is held: between taking it and writing its name its owner needs a moment."""
+    until = time.monotonic() + patience
+    while (owner := read_owner(path)) is None and time.monotonic() < until:
+        time.sleep(0.02)
+    return owner
 
 
 def hold_as_worker(directory: Path) -> int | None:
