@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 READERS = {"torchtitan": "primus.backends.torchtitan.export"}
-"""Backend -> module whose ``SavedModel(directory, model)`` reads its checkpoints."""
+"""Backend -> module whose ``saved_model(directory, model)`` reads its checkpoints."""
 
 
 def export_huggingface(
@@ -55,7 +55,7 @@ def export_huggingface(
     backend = plan.get("experiment", {}).get("backend", "torchtitan")
     if backend not in READERS:
         raise CheckpointError(f"checkpoints of {backend} cannot be converted", where=str(checkpoint))
-    saved = import_module(READERS[backend]).SavedModel(checkpoint, model)
+    saved = import_module(READERS[backend]).saved_model(checkpoint, model)
     shapes = {source.name: source.shape for source in saved.sources}
     config = to_config(model) | {"torch_dtype": dtype}
     data = plan.get("data", {})

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torchtitan.components.loss import IGNORE_INDEX
 
-from primus.backends.torchtitan.loader import ValidationLoader
-from primus.backends.torchtitan.meter import plain
+from primus.backends.pytorch.meter import plain
+from primus.backends.pytorch.samples import ValidationSamples
 from primus.events.types import EvalDone
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Evaluation:
     """Mean negative log-likelihood over the unmasked tokens of the first ``eval.steps`` global batches of the split."""
 
-    def __init__(self, trainer: PrimusTrainer, loader: ValidationLoader) -> None:
+    def __init__(self, trainer: PrimusTrainer, loader: ValidationSamples) -> None:
         self._trainer, self._loader = trainer, loader
 
     @classmethod
@@ -27,7 +27,7 @@ class Evaluation:
         """None when the experiment has no validation split."""
         dims, plan = trainer.parallel_dims, trainer.plan
         rank = dims.get_mesh("batch").get_local_rank() if dims.dp_enabled else 0
-        loader = ValidationLoader.open(plan, rank, plan.topology.micro_batch_size)
+        loader = ValidationSamples.open(plan, rank, plan.topology.micro_batch_size)
         return None if loader is None else cls(trainer, loader)
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from primus.backends.torchtitan.weights import (
+from primus.backends.pytorch.weights import (
     Weight,
     absent,
     experts,

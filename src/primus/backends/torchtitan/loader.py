@@ -1,4 +1,4 @@
-"""TorchTitan's data loader over the shared sample reader."""
+"""TorchTitan's data loader over the shared samples."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.tokenizer import BaseTokenizer
 
-from primus.data.reader import IGNORED, SampleReader, open_training, open_validation
+from primus.backends.pytorch.samples import Microbatch, TrainingSamples
+from primus.data.reader import open_training
 from primus.plan.plan import Plan
 
-Microbatch = tuple[dict[str, torch.Tensor], torch.Tensor]
-"""({"input", "positions"}, labels), each int64 [samples, seq_length]."""
 
-
-class SampleLoader(BaseDataLoader):
-    """Microbatches of this data-parallel rank: of each global batch, positions [r*G/dp, (r+1)*G/dp) in order.
-
-    Its only state is `consumed`, the samples that all ranks together have used up; it is the trainer's to save.
-    """
+class SampleLoader(TrainingSamples, BaseDataLoader):
+    """TorchTitan builds it from its Config and hands it the mesh's sizes."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseDataLoader.Config):
@@ -39,73 +33,18 @@ class SampleLoader(BaseDataLoader):
         snapshot_every_n_steps: int | None = None,
     ) -> None:
         assert config._plan is not None
-        train = config._plan.experiment.train
-        self.reader: SampleReader = open_training(config._plan)
-        self.consumed = 0
-        self._batch = train.global_batch_size
-        self._share = train.global_batch_size // dp_world_size
-        self._first = dp_rank * self._share
-        self._micro = local_batch_size
+        self._batch = config._plan.experiment.train.global_batch_size
+        super().__init__(
+            open_training(config._plan), self._batch, local_batch_size, dp_rank=dp_rank, dp_size=dp_world_size
+        )
 
     def __iter__(self) -> Iterator[Microbatch]:
         while True:
             yield from self.step(self.consumed)
             self.consumed += self._batch
 
-    def step(self, consumed: int) -> Iterator[Microbatch]:
-        """This rank's microbatches of the global batch after `consumed` samples."""
-        for offset in range(0, self._share, self._micro):
-            yield microbatch(self.reader, consumed + self._first + offset, self._micro)
-
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
-
-
-class ValidationLoader:
-    """The validation split in plain order, cut like training batches. What is left of the last one is filled up with
-    samples whose every label is masked, so that all ranks make the same number of passes."""
-
-    def __init__(self, reader: SampleReader, plan: Plan, dp_rank: int, micro: int) -> None:
-        assert reader.length is not None
-        train, topology = plan.experiment.train, plan.topology
-        self.reader = reader
-        self.batches = min(plan.experiment.eval.steps, -(-reader.length // train.global_batch_size))
-        self._length = reader.length
-        self._batch = train.global_batch_size
-        self._share = train.global_batch_size // topology.data_parallel
-        self._first = dp_rank * self._share
-        self._micro = micro
-
-    @classmethod
-    def open(cls, plan: Plan, dp_rank: int, micro: int) -> ValidationLoader | None:
-        """None when the experiment has no validation split."""
-        reader = open_validation(plan)
-        return None if reader is None else cls(reader, plan, dp_rank, micro)
-
-    def step(self, index: int) -> Iterator[Microbatch]:
-        """This rank's microbatches of global batch `index`."""
-        start = index * self._batch + self._first
-        for first in range(start, start + self._share, self._micro):
-            there = max(0, min(self._micro, self._length - first))
-            if there == self._micro:
-                yield microbatch(self.reader, first, self._micro)
-                continue
-            inputs, labels = microbatch(self.reader, max(0, self._length - self._micro), min(self._micro, self._length))
-            yield _padded(inputs, labels, there, self._micro)
-
-
-def microbatch(reader: SampleReader, first: int, count: int) -> Microbatch:
-    batch = reader.read(first, count)
-    inputs = {"input": torch.from_numpy(batch.inputs), "positions": torch.from_numpy(batch.positions)}
-    return inputs, torch.from_numpy(batch.labels)
-
-
-def _padded(inputs: dict[str, torch.Tensor], labels: torch.Tensor, there: int, count: int) -> Microbatch:
-    """The last `there` of the given samples, then copies of the last one without a target, `count` in all."""
-    rows = torch.arange(len(labels) - there, len(labels) - there + count).clamp(max=len(labels) - 1)
-    labels = labels[rows]
-    labels[there:] = IGNORED
-    return {name: tensor[rows] for name, tensor in inputs.items()}, labels

@@ -12,25 +12,15 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from primus.backends.pytorch import mends
+from primus.backends.pytorch.mends import CPU, EVERY, Mend
 from primus.errors import EnvironmentFault
 from primus.plan.plan import Patch
 
 VERSIONS = "torchtitan==0.3.0"
 KERNELS = "torchtitan.distributed.minimal_async_ep.kernels"
-
-
-@dataclass(frozen=True)
-class Mend:
-    """A patch and how to make it. `needed` decides on this machine; `apply` makes it; `holds` verifies it."""
-
-    patch: Patch
-    devices: frozenset[str]
-    needed: Callable[[], bool]
-    apply: Callable[[], None]
-    holds: Callable[[], bool]
 
 
 def _triton_missing() -> bool:
@@ -137,9 +127,6 @@ def _always() -> bool:
     return True
 
 
-EVERY = frozenset({"cpu", "cuda", "rocm"})
-CPU = frozenset({"cpu"})
-
 MENDS: tuple[Mend, ...] = (
     Mend(
         Patch(
@@ -206,30 +193,9 @@ MENDS: tuple[Mend, ...] = (
 
 def for_device(device: str) -> tuple[Patch, ...]:
     """The patches a plan for `device` (cpu, cuda, rocm) lists."""
-    return tuple(mend.patch for mend in MENDS if device in mend.devices)
+    return mends.for_device(MENDS, device)
 
 
 def apply(patches: Sequence[Patch]) -> None:
-    """Make the `patches` of a plan in this process and verify each; raises EnvironmentFault for one that fails."""
-    mends = {mend.patch: mend for mend in MENDS}
-    for patch in patches:
-        mend = mends.get(patch)
-        if mend is None:
-            raise EnvironmentFault(
-                "this version of Primus has no such patch",
-                where=patch.target,
-                remedy="plan the run again with this version",
-            )
-        if not mend.needed():
-            continue
-        try:
-            mend.apply()
-            holds = mend.holds()
-        except (ImportError, AttributeError) as error:
-            raise EnvironmentFault(
-                f"the patch for {patch.versions} does not apply: {error}",
-                where=patch.target,
-                remedy="use the locked environment: `primus-cli env create torch`",
-            ) from error
-        if not holds:
-            raise EnvironmentFault("the patch was made but has no effect", where=patch.target)
+    """Make the `patches` of a plan in this process; raises EnvironmentFault for one that fails."""
+    mends.apply(MENDS, patches)

@@ -17,12 +17,13 @@ from torchtitan.distributed import utils as dist_utils
 from torchtitan.trainer import Trainer
 
 from primus.backends.base import Result, Session
+from primus.backends.pytorch.meter import Meter, plain
+from primus.backends.pytorch.profiling import Profiling
+from primus.backends.pytorch.samples import Microbatch
 from primus.backends.torchtitan.checkpoint import Checkpoints
 from primus.backends.torchtitan.evaluation import Evaluation
-from primus.backends.torchtitan.loader import Microbatch, SampleLoader
-from primus.backends.torchtitan.meter import Meter, plain
+from primus.backends.torchtitan.loader import SampleLoader
 from primus.backends.torchtitan.optimizer import Optimizers, Schedule
-from primus.backends.torchtitan.profiling import Profiling
 from primus.backends.torchtitan.start import load_huggingface, random_start
 from primus.errors import TrainingError
 from primus.events.types import Notice, RunStarted

@@ -36,6 +36,8 @@ def attention_backend(
 
 def problems(model: Model, *, moe: Moe | None = None, pipeline: int = 1) -> list[Problem]:
     """Every reason why TorchTitan cannot train this model in this layout, each with the key's name."""
+    if model.model_type not in ROPE_TYPES:
+        return []  # no such family here, which the planner says
     family, found = model.model_type, _rope(model)
     if model.tie_word_embeddings and family in MIXTURES:
         found.append(_problem("model.tie_word_embeddings", f"{family} does not tie its embeddings", "set it to false"))

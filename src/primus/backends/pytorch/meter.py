@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from primus.backends.base import Session
-from primus.backends.torchtitan.platform import peak_resident_bytes
+from primus.backends.pytorch.devices import peak_resident_bytes
 from primus.events.types import StepDone
 from primus.plan.plan import Plan
 

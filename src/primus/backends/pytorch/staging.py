@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from primus.backends.pytorch.pieces import Piece, Pieces
+
 
 class Staging:
     """Buffers as large as the state. The first copy allocates them, which is several times slower than the copy."""
@@ -44,6 +46,14 @@ class Staging:
     def _copy(self, name: str, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
+        if isinstance(value, Pieces):
+            return Pieces(
+                tuple(value.shape),
+                [
+                    Piece(piece.offsets, self._copy(f"{name}[{number}]", piece.tensor))
+                    for number, piece in enumerate(value.pieces)
+                ],
+            )
         local = value.to_local() if isinstance(value, DTensor) else value
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:

@@ -1,0 +1,1 @@
+"""What the backends on PyTorch share: samples, starts, checkpoints, measurements, declared patches. No engine."""

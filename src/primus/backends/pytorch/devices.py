@@ -1,0 +1,63 @@
+"""The devices of this node: what they are called, how much they have, whether they are the planned ones."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+
+from primus.backends.base import Session
+from primus.errors import EnvironmentFault
+from primus.events.types import Notice
+from primus.plan.plan import Plan
+
+
+def cpu_name() -> str:
+    """Model name of this machine's processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor() or "cpu"
+    return platform.processor() or "cpu"
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_devices(plan: Plan, session: Session) -> None:
+    """The device the plan is for must be there, once for each process of this node."""
+    import torch
+
+    hardware, node = plan.experiment.hardware, os.uname().nodename
+    if hardware.device == "cpu":
+        return
+    remedy = "extend the hardware preset of this machine, or choose another node"
+    if not torch.cuda.is_available():
+        raise EnvironmentFault(
+            f"the plan is for {hardware.name}, but torch sees no accelerator", where=node, remedy=remedy
+        )
+    kind = "rocm" if torch.version.hip is not None else "cuda"
+    if kind != hardware.device:
+        raise EnvironmentFault(
+            f"the plan is for {hardware.device}, but this torch is built for {kind}", where=node, remedy=remedy
+        )
+    count, needed = torch.cuda.device_count(), plan.topology.nproc_per_node
+    if count < needed and count != 1:  # a launcher may show each process its own device only
+        raise EnvironmentFault(
+            f"the plan needs {needed} devices on a node, torch sees {count}", where=node, remedy=remedy
+        )
+    name = torch.cuda.get_device_name(session.local_rank if count > 1 else 0)
+    if session.local_rank == 0 and hardware.name.lower() not in name.lower():
+        session.emit(
+            Notice(message=f"the plan is for {hardware.name}; {node} has {name}, so memory and MFU figures may mislead")
+        )

@@ -1,0 +1,111 @@
+"""Where training starts: random weights that are the same in every layout, or a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primus.backends.pytorch.shards import Shard, fill
+from primus.backends.pytorch.weights import Rows, Weight
+from primus.checkpoints.safetensors import DTYPES, Entry, entries, widened
+from primus.config.experiment import Model
+from primus.errors import CheckpointError, Problem
+from primus.numerics.init import normal_at
+
+
+def random_start(shards: Iterable[Shard], weights: Iterable[Weight], model: Model, seed: int) -> None:
+    """Fill every parameter of this rank, in place, without communication.
+
+    Weights of two or more dimensions (the embedding and the experts included) are ``model.init_std`` times the
+    generator's value at (seed, Hugging Face tensor name, flat index there); norms start at one, biases, attention sinks
+    and the router's balancing bias at zero. Projections into the residual stream are not scaled down with depth: one
+    standard deviation for all, as in transformers. Memory: a few hundred kilobytes beyond the model.
+    """
+    std = np.float32(model.init_std)
+
+    def values(weight: Weight, source: int, offsets: Rows, columns: NDArray[np.int64]) -> NDArray[np.float32]:
+        if weight.start != "normal":
+            return np.full((offsets.size, columns.size), 1.0 if weight.start == "ones" else 0.0, np.float32)
+        drawn = normal_at(seed, weight.sources[source].name, offsets[:, None] + columns[None, :] * weight.stride)
+        drawn *= std
+        return drawn
+
+    fill(shards, weights, values)
+
+
+def load_huggingface(shards: Sequence[Shard], weights: Sequence[Weight], model: Model, directory: Path) -> None:
+    """Fill every parameter of this rank from the safetensors in `directory`, in place, reading its own part only.
+
+    Raises CheckpointError with every tensor that is missing, left over, of another shape or of a dtype that is not
+    plain floating point, before anything is changed.
+    """
+    found = entries(directory)
+    problems = compare(model, weights, found, directory)
+    if problems:
+        raise CheckpointError(problems=problems)
+    _check_biases(shards, weights, found)
+
+    mapped = lru_cache(maxsize=4)(lambda name: found[name].flat())
+
+    def values(weight: Weight, source: int, offsets: Rows, columns: NDArray[np.int64]) -> NDArray[np.float32]:
+        name = weight.sources[source].name
+        if name not in found:
+            return np.zeros((offsets.size, columns.size), np.float32)
+        return widened(mapped(name)[offsets[:, None] + columns[None, :] * weight.stride], found[name].dtype)
+
+    fill(shards, weights, values)
+
+
+def compare(model: Model, expected: Iterable[Weight], found: dict[str, Entry], directory: Path) -> list[Problem]:
+    """Differences between the tensors a model needs and those in a checkpoint."""
+    sources = {source.name: (source.shape, weight.optional) for weight in expected for source in weight.sources}
+    problems, legal = [], " or ".join(DTYPES)
+    remedy = "the weights are of another model than config.json, or not whole"
+    missing = [name for name, (_, optional) in sources.items() if not optional and name not in found]
+    if missing:
+        problems.append(Problem(str(directory), f"missing tensors: {_some(missing)}", remedy))
+    extra = [name for name in found if name not in sources and not _ignored(name, model)]
+    if extra:
+        problems.append(Problem(str(directory), f"tensors that the model has no place for: {_some(extra)}", remedy))
+    for name, entry in found.items():
+        shape = sources[name][0] if name in sources else entry.shape
+        if entry.shape != shape:
+            problems.append(Problem(str(entry.path), f"{name} is {entry.shape}, the model wants {shape}", remedy))
+        elif name in sources and entry.dtype not in DTYPES:
+            problems.append(Problem(str(entry.path), f"{name} is stored as {entry.dtype}", f"convert it to {legal}"))
+    return problems
+
+
+def _ignored(name: str, model: Model) -> bool:
+    """Tensors without effect on training: rotary caches of old exports, a copy of a tied embedding, and DeepSeek-V3's
+    extra layers for predicting several tokens ahead, which transformers leaves out too."""
+    if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and model.tie_word_embeddings):
+        return True
+    number = name.removeprefix("model.layers.").partition(".")[0]
+    return model.model_type == "deepseek_v3" and number.isdigit() and int(number) >= model.num_hidden_layers
+
+
+def _some(names: list[str], count: int = 5) -> str:
+    rest = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(sorted(names)[:count]) + rest
+
+
+def _check_biases(shards: Sequence[Shard], expected: Iterable[Weight], found: dict[str, Entry]) -> None:
+    """Refuse weights whose router has learnt a balancing bias when this model is built without one."""
+    native = {shard.name for shard in shards}
+    for weight in expected:
+        layer = weight.native.rpartition(".")[0] + "."
+        if not weight.optional or weight.native in native or not any(name.startswith(layer) for name in native):
+            continue
+        for source in weight.sources:
+            entry = found.get(source.name)
+            if entry is not None and widened(entry.flat(), entry.dtype).any():
+                raise CheckpointError(
+                    f"{source.name} holds a balancing bias, which moe.balance: none leaves out",
+                    where=str(entry.path),
+                    remedy="set moe.balance to bias",
+                )
