@@ -83,7 +83,7 @@ LLAMA3 = (
         ([*EXPERTS, "model.n_group=2", "model.topk_group=3"], "3 is more than n_group", "model.topk_group=3"),
         ([*EXPERTS, "model.first_k_dense_replace=3"], "3 dense layers are more than all 2", None),
         (["model.model_type=deepseek_v3", *MLA[1:]], "needs model.kv_lora_rank", "model.model_type=deepseek_v3"),
-        (["model.kv_lora_rank=3"], "model.kv_lora_rank belongs to deepseek_v3, not to llama", "model.kv_lora_rank=3"),
+        (["model.kv_lora_rank=3"], "belongs to deepseek_v2 and deepseek_v3, not to llama", "model.kv_lora_rank=3"),
         (["model.sliding_window=3"], "model.sliding_window belongs to gpt_oss, not to llama", "model.sliding_window=3"),
         (["parallel.virtual_pipeline=2"], "virtual_pipeline needs parallel.pipeline", "parallel.virtual_pipeline=2"),
         (["parallel.schedule=gpipe"], "parallel.schedule needs parallel.pipeline", "parallel.schedule=gpipe"),

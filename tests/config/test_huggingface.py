@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primus.config import huggingface
+from primus.config import families, huggingface
 from primus.config.experiment import Model
 from primus.errors import ConfigError
 
@@ -21,6 +21,11 @@ FAMILIES = {
     "qwen3": "Qwen3Config",
     "deepseek_v3": "DeepseekV3Config",
     "gpt_oss": "GptOssConfig",
+    "qwen2": "Qwen2Config",
+    "qwen3_moe": "Qwen3MoeConfig",
+    "mixtral": "MixtralConfig",
+    "llama4_text": "Llama4TextConfig",
+    "deepseek_v2": "DeepseekV2Config",
 }
 
 
@@ -41,9 +46,10 @@ def same_architecture(left: Model, right: Model) -> None:
     def filled(model: Model) -> dict[str, Any]:
         fields = model.model_dump(exclude={"init", "init_std"})
         fields["num_key_value_heads"] = model.num_key_value_heads or model.num_attention_heads
-        if model.model_type != "deepseek_v3":
+        if not families.latent_attention(model.model_type):
             fields["head_dim"] = model.head_dim or model.hidden_size // model.num_attention_heads
-        fields |= {key: fields[key] or 1 for key in ("n_group", "topk_group") if model.model_type == "deepseek_v3"}
+        elif (model.n_group or 1) == 1:
+            fields |= {"n_group": 1, "topk_group": 1}
         fields["q_lora_rank"] = fields["q_lora_rank"] or 0
         return fields
 
@@ -79,14 +85,42 @@ def test_every_key_of_the_model_class_is_accounted_for(family: str) -> None:
     transformers = pytest.importorskip("transformers")
     config = getattr(transformers, FAMILIES[family])()
     known = {
-        *huggingface._COMMON,
-        *huggingface._CARRIED[family],
-        *huggingface._FIXED[family],
-        *huggingface.HARMLESS,
+        *families.COMMON,
+        *families.FAMILIES[family].carried,
+        *families.FAMILIES[family].fixed,
+        *families.FAMILIES[family].aliases,
+        *families.HARMLESS,
         *("rope_parameters", "rope_scaling", "rope_theta", "layer_types", "sliding_window"),
+        *{"llama4_text": ("moe_layers", "no_rope_layers"), "deepseek_v2": ("topk_method",)}.get(family, ()),
     }
-    derived = {"head_dim"} if family == "deepseek_v3" else set()  # transformers sets it to qk_rope_head_dim
+    derived = {"head_dim"} if families.latent_attention(family) else set()  # transformers sets it to qk_rope_head_dim
     assert set(config.to_dict()) - known - derived == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_names_of_a_key_are_those_of_the_model_class(family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = families.FAMILIES[family]
+    both = {**ours.aliases, **{key: alias for alias, key in ours.aliases.items()}}
+    for alias, key in getattr(transformers, FAMILIES[family]).attribute_map.items():
+        if key in families.HARMLESS:
+            continue
+        assert both[alias] == key
+    assert set(ours.aliases.values()) <= set(ours.carried)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_class_is_the_one_that_transformers_builds(family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, FAMILIES[family])
+    mapping = transformers.AutoModelForCausalLM._model_mapping
+    assert families.FAMILIES[family].architecture == mapping[config].__name__
+
+
+def test_every_family_is_a_model_type_of_the_schema() -> None:
+    named = get_args(Model.model_fields["model_type"].annotation)
+    assert set(families.FAMILIES) == set(FAMILIES) == set(named)
+    assert all(field in Model.model_fields for family in families.FAMILIES.values() for field in family.fields)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,7 +128,7 @@ def test_defaults_are_those_of_the_model_class(family: str) -> None:
     """A config.json that leaves keys out means what transformers makes of it."""
     transformers = pytest.importorskip("transformers")
     config = getattr(transformers, FAMILIES[family])()
-    sizes = {key: getattr(config, key) for key in huggingface._REQUIRED}
+    sizes = {key: getattr(config, key) for key in families.REQUIRED}
     terse = huggingface.from_config({"model_type": family, **sizes})
     full = huggingface.from_config(config.to_dict())
     same_architecture(Model.model_validate(terse), Model.model_validate(full))
@@ -138,7 +172,7 @@ LLAMA = {
         ({"model_type": "gpt_oss", "layer_types": ["full_attention", "full_attention"]}, "layer_types"),
         ({"model_type": "gpt_oss", "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "truncate"),
         ({"model_type": "deepseek_v3", "rope_interleave": False}, "rope_interleave"),
-        ({"model_type": "mixtral"}, "mixtral"),
+        ({"model_type": "gemma2"}, "gemma2"),
         ({"model_type": None}, "model_type"),
         ({"hidden_size": None}, "hidden_size is missing"),
     ],

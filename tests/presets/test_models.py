@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from primus.config import layers
 from primus.config.experiment import Experiment, Model
 from primus.config.huggingface import to_config
 from primus.config.load import load
@@ -37,14 +38,54 @@ PARAMETERS = {
     "deepseek_v3_671B": 671_026_404_352,
     "gpt_oss_20B": 20_914_757_184,
     "gpt_oss_120B": 116_829_156_672,
+    "qwen2.5_0.5B": 494_032_768,
+    "qwen2.5_1.5B": 1_543_714_304,
+    "qwen2.5_3B": 3_085_938_688,
+    "qwen2.5_7B": 7_615_616_512,
+    "qwen2.5_14B": 14_770_033_664,
+    "qwen2.5_32B": 32_763_876_352,
+    "qwen2.5_72B": 72_706_203_648,
+    "qwen3_30B_A3B": 30_532_122_624,
+    "qwen3_235B_A22B": 235_093_634_560,
+    "mixtral_8x7B": 46_702_792_704,
+    "mixtral_8x22B": 140_620_634_112,
+    "deepseek_v2": 235_741_434_880,
+    "deepseek_v2_lite": 15_706_484_224,
+    # likewise, less what sees: see test_llama4_without_its_eyes
+    "llama4_scout_17B_16E": 107_769_861_120,
+    "llama4_maverick_17B_128E": 400_711_848_960,
     # ours: counted by transformers, as all of these are below
     "tiny_llama": 1_787_008,
     "tiny_qwen3": 2_558_144,
     "tiny_deepseek_v3": 2_048_448,
     "tiny_gpt_oss": 2_837_168,
+    "tiny_qwen2": 1_263_744,
+    "tiny_qwen3_moe": 2_233_984,
+    "tiny_mixtral": 2_823_296,
+    "tiny_llama4": 2_329_728,
+    "tiny_deepseek_v2": 2_122_176,
 }
-ACTIVE = {"deepseek_v3_671B": (37e9, 0.5e9), "gpt_oss_120B": (5.13e9, 0.01e9), "gpt_oss_20B": (3.61e9, 0.01e9)}
-"""Active parameters without the embedding, as DeepSeek-V3's report and the GPT-OSS model card round them."""
+ACTIVE = {
+    "deepseek_v3_671B": (37e9, 0.5e9),
+    "gpt_oss_120B": (5.13e9, 0.01e9),
+    "gpt_oss_20B": (3.61e9, 0.01e9),
+    "deepseek_v2": (21e9, 0.5e9),
+    "deepseek_v2_lite": (2.4e9, 0.1e9),
+}
+"""Active parameters without the embedding, as DeepSeek's reports and the GPT-OSS model card round them."""
+
+ACTIVE_IN_ALL = {
+    "mixtral_8x7B": (12.9e9, 0.05e9),
+    "mixtral_8x22B": (39e9, 0.5e9),
+    "llama4_scout_17B_16E": (17e9, 0.5e9),
+    "llama4_maverick_17B_128E": (17e9, 0.5e9),
+    "qwen3_30B_A3B": (3.3e9, 0.1e9),
+    "qwen3_235B_A22B": (22e9, 0.5e9),
+}
+"""Active parameters with the embedding, as the papers of Mixtral and Qwen3 and Llama 4's model cards round them."""
+
+SEEING = 871_932_416
+"""Parameters of Llama 4's vision encoder, adapter and projector, which the published checkpoints hold as well."""
 
 FLAVOURS = {
     "llama3_8B": ("llama3", "8B"),
@@ -99,6 +140,12 @@ def test_active_parameters(name: str, tmp_path: Path) -> None:
     assert size.active - size.embedding == pytest.approx(published, abs=rounding)
 
 
+@pytest.mark.parametrize("name", ACTIVE_IN_ALL)
+def test_active_parameters_with_the_embedding(name: str, tmp_path: Path) -> None:
+    published, rounding = ACTIVE_IN_ALL[name]
+    assert model_size.measure(preset(name, tmp_path)).active == pytest.approx(published, abs=rounding)
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_transformers_counts_the_same(name: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
@@ -108,6 +155,33 @@ def test_transformers_counts_the_same(name: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         network = transformers.AutoModelForCausalLM.from_config(config)
     assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name]
+    assert network.get_input_embeddings().weight.numel() == model_size.measure(preset(name, tmp_path)).embedding
+
+
+def test_llama4_without_its_eyes() -> None:
+    """The published checkpoints of Llama 4, less the transformers modules of their vision_config."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    vision = {
+        "hidden_size": 1408,
+        "image_size": 336,
+        "intermediate_size": 5632,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 34,
+        "patch_size": 14,
+        "projector_input_dim": 4096,
+        "projector_output_dim": 4096,
+        "vision_output_dim": 4096,
+    }
+    text = {"num_hidden_layers": 1, "num_local_experts": 1}
+    config = transformers.Llama4Config(vision_config=vision, text_config=text)
+    with torch.device("meta"):
+        network = transformers.AutoModelForImageTextToText.from_config(config)
+        reading = transformers.AutoModelForCausalLM.from_config(config.text_config)
+    count = [sum(parameter.numel() for parameter in module.parameters()) for module in (network, reading)]
+    assert count[0] - count[1] == SEEING
+    assert PARAMETERS["llama4_scout_17B_16E"] + SEEING == 108_641_793_536
+    assert PARAMETERS["llama4_maverick_17B_128E"] + SEEING == 401_583_781_376
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +220,7 @@ def test_torchtitan_counts_the_same(name: str, titan: Any, tmp_path: Path) -> No
         assert model_size.flops_per_token(model, length) == expected - saved
 
 
-TINY = [name for name in PARAMETERS if name.startswith("tiny")]
+TINY = ["tiny_llama", "tiny_qwen3", "tiny_deepseek_v3", "tiny_gpt_oss"]
 
 
 @pytest.mark.parametrize("name", [*TINY, "llama3.2_1B", "deepseek_v3_16B", "gpt_oss_20B", "qwen3_4B"])
@@ -168,6 +242,31 @@ def test_flops_by_hand(tmp_path: Path) -> None:
     assert model_size.flops_per_token(preset("llama2_7B", tmp_path), 4096) == by_hand
 
 
+def test_flops_of_chunks_by_hand(tmp_path: Path) -> None:
+    """Llama 4: in three of four layers a token counts its chunk, which for the last of a sequence may be shorter."""
+    model = preset("tiny_llama4", tmp_path)
+    size = model_size.measure(model)
+    per_key = 12 * model.num_attention_heads * (model.head_dim or 0)
+    expected = 6 * (size.active - size.embedding) + per_key * (160 + 3 * (64 * 64 + 64 * 64 + 32 * 32) / 160)
+    assert model_size.flops_per_token(model, 160) == pytest.approx(expected)
+    short = 6 * (size.active - size.embedding) + per_key * 4 * 32
+    assert model_size.flops_per_token(model, 32) == short
+
+
+def test_flops_of_latent_attention_are_those_of_the_same_shape(tmp_path: Path) -> None:
+    """DeepSeek-V2-Lite and the same shape on DeepSeek-V3: neither width nor count differs."""
+    second, third = (preset(name, tmp_path) for name in ("deepseek_v2_lite", "deepseek_v3_16B"))
+    assert model_size.flops_per_token(second, 4096) == model_size.flops_per_token(third, 4096)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_layers_are_counted_as_they_are_told_apart(name: str, tmp_path: Path) -> None:
+    model = preset(name, tmp_path)
+    every = range(model.num_hidden_layers)
+    assert layers.dense_layers(model) == sum(not layers.has_experts(model, layer) for layer in every)
+    assert layers.local_layers(model) == sum(layers.attention(model, layer) != "full_attention" for layer in every)
+
+
 def test_tied_embeddings_count_once_and_work_once(tmp_path: Path) -> None:
     tied = preset("tiny_qwen3", tmp_path)
     free = tied.model_copy(update={"tie_word_embeddings": False})
@@ -181,4 +280,4 @@ def test_a_deepseek_without_experts_is_dense(tmp_path: Path) -> None:
     dense = model.model_copy(update={"first_k_dense_replace": model.num_hidden_layers})
     size = model_size.measure(dense)
     assert size.total == size.active
-    assert model_size.dense_layers(dense) == model.num_hidden_layers
+    assert layers.dense_layers(dense) == model.num_hidden_layers

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from primus.config.document import Node
 from primus.config.experiment import Experiment
+from primus.config.families import EXPERT_FIELDS, FAMILIES, having, latent_attention
 from primus.config.keys import keys
 from primus.config.suggest import closest
 from primus.errors import Problem
@@ -54,7 +55,7 @@ def check(experiment: Experiment, tree: Node) -> list[Problem]:
             _heads,
             _rope,
             _experts,
-            _latent_attention,
+            _family,
             _pipeline,
             _moe,
             _eval,
@@ -144,7 +145,7 @@ def _heads(experiment: Experiment, written: Written) -> Iterator[Finding]:
             f"{heads} query heads cannot be shared evenly by {groups} key/value heads",
             f"choose one of {', '.join(map(str, _divisors(heads)))}",
         )
-    if model.model_type == "deepseek_v3":
+    if latent_attention(model.model_type):
         rotated = model.qk_rope_head_dim
         if rotated and rotated % 2:
             yield (
@@ -186,21 +187,16 @@ def _rope(experiment: Experiment, written: Written) -> Iterator[Finding]:
             elif kind == scaling.rope_type == "llama3" and value is None:
                 yield key, f"rope_type llama3 needs {name}", f"add {name} to {key}"
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    if scaling.rope_type == "llama3" and low and high and low >= high:
+    blends = experiment.model.model_type != "llama4_text"  # whose instruct models are published with both equal
+    if scaling.rope_type == "llama3" and low and high and (low > high or (blends and low == high)):
         yield f"{key}.low_freq_factor", f"low_freq_factor, {low:g}, must be below high_freq_factor, {high:g}", ""
-
-
-EXPERT_FIELDS = (
-    *("num_experts_per_tok", "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace"),
-    *("n_group", "topk_group", "routed_scaling_factor", "scoring_func", "norm_topk_prob"),
-)
 
 
 def _experts(experiment: Experiment, written: Written) -> Iterator[Finding]:
     model = experiment.model
     if model.num_experts is None:
         for name in EXPERT_FIELDS:
-            if getattr(model, name) is not None:
+            if getattr(model, name) is not None:  # num_experts itself is not
                 yield f"model.{name}", f"model.{name} has no meaning without model.num_experts", "set both or none"
         return
     chosen = model.num_experts_per_tok
@@ -212,8 +208,8 @@ def _experts(experiment: Experiment, written: Written) -> Iterator[Finding]:
             f"a token cannot be routed to {chosen} of {model.num_experts} experts",
             f"{model.num_experts} at most",
         )
-    if model.model_type == "deepseek_v3" and model.moe_intermediate_size is None:
-        yield "model.num_experts", "deepseek_v3 experts need model.moe_intermediate_size", "set it"
+    if "moe_intermediate_size" in FAMILIES[model.model_type].fields and model.moe_intermediate_size is None:
+        yield "model.num_experts", f"{model.model_type} experts need model.moe_intermediate_size", "set it"
     if (model.first_k_dense_replace or 0) > model.num_hidden_layers:
         yield (
             "model.first_k_dense_replace",
@@ -227,21 +223,18 @@ def _experts(experiment: Experiment, written: Written) -> Iterator[Finding]:
         yield "model.topk_group", f"topk_group {model.topk_group} is more than n_group, {groups}", f"{groups} at most"
 
 
-def _latent_attention(experiment: Experiment, written: Written) -> Iterator[Finding]:
+def _family(experiment: Experiment, written: Written) -> Iterator[Finding]:
+    """Fields that the family needs, and those of others. Whether it has experts at all is the planner's to say."""
     model = experiment.model
-    needed = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    if model.model_type == "deepseek_v3":
-        missing = [name for name in needed if getattr(model, name) is None]
-        if missing:
-            yield "model.model_type", f"deepseek_v3 needs model.{', model.'.join(missing)}", "a preset sets them"
-        return
-    for name in (*needed, "q_lora_rank"):
-        if getattr(model, name) is not None:
-            yield f"model.{name}", f"model.{name} belongs to deepseek_v3, not to {model.model_type}", "remove it"
-    if model.model_type != "gpt_oss":
-        for name in ("sliding_window", "swiglu_limit"):
-            if getattr(model, name) is not None:
-                yield f"model.{name}", f"model.{name} belongs to gpt_oss, not to {model.model_type}", "remove it"
+    family = FAMILIES[model.model_type]
+    missing = [name for name in family.needed if getattr(model, name) is None]
+    if missing:
+        yield "model.model_type", f"{model.model_type} needs model.{', model.'.join(missing)}", "a preset sets them"
+    for name in type(model).model_fields:
+        owners = having(name)
+        if owners and name not in EXPERT_FIELDS and name not in family.fields and getattr(model, name) is not None:
+            theirs = " and ".join((*filter(None, [", ".join(owners[:-1])]), owners[-1]))
+            yield f"model.{name}", f"model.{name} belongs to {theirs}, not to {model.model_type}", "remove it"
 
 
 def _pipeline(experiment: Experiment, written: Written) -> Iterator[Finding]:

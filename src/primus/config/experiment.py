@@ -68,7 +68,9 @@ class RopeScaling(Section):
 class Model(Section):
     """Architecture in Hugging Face's names. A preset fills it; any field may be set again in the file."""
 
-    model_type: Literal["llama", "qwen3", "deepseek_v3", "gpt_oss"] = Field(description="Model family.")
+    model_type: Literal[
+        "llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "llama4_text", "deepseek_v2", "deepseek_v3", "gpt_oss"
+    ] = Field(description="Model family.")
     init: Text = Field(
         "random",
         description="`random` (equal on every backend), `native` (the engine's own), or a Hugging Face directory or "
@@ -87,7 +89,9 @@ class Model(Section):
     head_dim: PositiveInt | None = Field(
         default=None, description="Width of a head; default: hidden_size / num_attention_heads."
     )
-    intermediate_size: PositiveInt = Field(description="Width of the dense feed-forward layer.")
+    intermediate_size: PositiveInt = Field(
+        description="Width of the dense feed-forward layer; of one expert in gpt_oss, mixtral and llama4_text."
+    )
     max_position_embeddings: PositiveInt = Field(description="Longest sequence the model allows, in tokens.")
     rms_norm_eps: PositiveFloat = Field(default=1e-5, description="Epsilon of every RMS norm.")
     rope_theta: PositiveFloat = Field(default=10000.0, description="Base of the rotary embedding.")
@@ -106,9 +110,10 @@ class Model(Section):
     )
     scoring_func: Literal["softmax", "sigmoid"] | None = Field(default=None, description="Router score function.")
     norm_topk_prob: bool | None = Field(
-        default=None, description="Whether the chosen scores are normalised to sum to one."
+        default=None,
+        description="Whether the chosen scores are normalised to sum to one; default: true, or as the family does.",
     )
-    # multi-head latent attention (deepseek_v3)
+    # multi-head latent attention (deepseek_v2, deepseek_v3)
     q_lora_rank: NonNegativeInt | None = Field(
         default=None, description="Rank of the query compression; 0 or unset: none."
     )
@@ -121,6 +126,32 @@ class Model(Section):
         default=None, description="Window of the local attention layers, in tokens."
     )
     swiglu_limit: PositiveFloat | None = Field(default=None, description="Clamp on the gated activation.")
+    # llama4_text
+    intermediate_size_mlp: PositiveInt | None = Field(
+        default=None, description="Width of the feed-forward in layers without experts."
+    )
+    interleave_moe_layer_step: PositiveInt | None = Field(
+        default=None, description="Of every so many layers the last is a mixture of experts; 1: all are."
+    )
+    no_rope_layer_interval: PositiveInt | None = Field(
+        default=None,
+        description="Of every so many layers the last has no rotary positions and attends to the whole sequence.",
+    )
+    attention_chunk_size: PositiveInt | None = Field(
+        default=None, description="Tokens that attend to each other in the layers with rotary positions."
+    )
+    use_qk_norm: bool | None = Field(
+        default=None, description="Queries and keys are normed, without weights, after their rotation."
+    )
+    attn_temperature_tuning: bool | None = Field(
+        default=None,
+        description="In layers without rotary positions queries grow with their position p, counted from 1, by "
+        "1 + attn_scale * ln(1 + floor(p / floor_scale)).",
+    )
+    floor_scale: PositiveInt | None = Field(
+        default=None, description="Tokens between two steps of that growth; it begins with the first."
+    )
+    attn_scale: NonNegativeFloat | None = Field(default=None, description="Strength of that growth.")
 
 
 class Hardware(Section):

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
+from primus.config.dimensions import dense_width, key_value_heads
 from primus.config.experiment import Experiment, Model
+from primus.config.families import EXPERT_FIELDS, FAMILIES, having, latent_attention
+from primus.config.layers import dense_layers
 from primus.plan.finding import Finding, count, either, nearest_divisors, nearest_multiples, product
-from primus.plan.model_size import dense_layers, key_value_heads
 from primus.plan.plan import Topology
 
 
@@ -26,21 +28,29 @@ def check(experiment: Experiment, topology: Topology | None) -> list[Finding]:
 
 
 def _family(model: Model) -> Iterator[Finding]:
-    """What a family fixes, and the arithmetic of routing in groups."""
+    """What a family has and fixes of a mixture of experts, and the arithmetic of routing in groups."""
+    name, family = model.model_type, FAMILIES[model.model_type]
     heads, kv_heads = model.num_attention_heads, key_value_heads(model)
-    if model.model_type == "gpt_oss":
-        for field in ("moe_intermediate_size", "n_shared_experts", "first_k_dense_replace", "n_group", "topk_group"):
-            if getattr(model, field) is not None:
-                yield Finding(f"model.{field}", f"model.{field}: a gpt_oss model has no such thing", "remove it")
-        if not model.num_experts:
-            yield Finding("model.num_experts", "every layer of a gpt_oss model has experts", "set model.num_experts")
-        if model.scoring_func == "sigmoid" or model.norm_topk_prob is False:
+    if not family.mixture and model.num_experts:
+        yield Finding(
+            "model.num_experts",
+            f"model.num_experts: a {name} model has no such thing",
+            f"remove it, or take a family with experts: {', '.join(having('num_experts'))}",
+        )
+        return
+    if family.mixture and not model.num_experts:
+        yield Finding("model.num_experts", f"a {name} model has experts", "set model.num_experts")
+    for field in EXPERT_FIELDS:
+        given, fixed = getattr(model, field), family.implied.get(field)
+        if given is not None and field not in family.fields:
+            yield Finding(f"model.{field}", f"model.{field}: a {name} model has no such thing", "remove it")
+        elif given is not None and fixed is not None and given != fixed:
+            routing = field in ("scoring_func", "norm_topk_prob")
+            reason = f"{name} routes by {family.routing}" if routing else f"a {name} model always has {fixed}"
             yield Finding(
-                "model.scoring_func",
-                "gpt_oss routes by a softmax over the chosen experts",
-                "model.scoring_func: softmax, model.norm_topk_prob: true",
+                f"model.{field}", f"model.{field}: {_spelt(given)}, but {reason}", f"model.{field}: {_spelt(fixed)}"
             )
-    if model.model_type == "deepseek_v3" and kv_heads != heads:
+    if latent_attention(name) and kv_heads != heads:
         yield Finding(
             "model.num_key_value_heads",
             f"model.num_key_value_heads: {kv_heads}, but latent attention has one for each of {heads} query heads",
@@ -55,6 +65,11 @@ def _family(model: Model) -> Iterator[Finding]:
             f"model.num_experts_per_tok: {chosen}, but topk_group {kept} of {groups} groups hold {reach} experts",
             f"model.num_experts_per_tok: {reach} at most, or a larger model.topk_group",
         )
+
+
+def _spelt(value: object) -> str:
+    """As YAML spells it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _sequence(experiment: Experiment) -> Iterator[Finding]:
@@ -83,10 +98,10 @@ def _sharding(experiment: Experiment) -> Iterator[Finding]:
     model, parallel = experiment.model, experiment.parallel
     heads, kv_heads = model.num_attention_heads, key_value_heads(model)
     split = {"query heads": heads}
-    if model.model_type != "deepseek_v3":  # latent attention has no heads of keys and values to share out
+    if not latent_attention(model.model_type):  # latent attention has no heads of keys and values to share out
         split["key/value heads"] = kv_heads
     if dense_layers(model):
-        split["intermediate_size"] = model.intermediate_size
+        split["intermediate_size_mlp" if model.intermediate_size_mlp else "intermediate_size"] = dense_width(model)
     smallest = min(split.values())
     for what, size in split.items():
         if size % parallel.tensor:

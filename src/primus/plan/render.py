@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from primus.config import dimensions
 from primus.config.experiment import Model
 from primus.plan import model_size
 from primus.plan.finding import count
@@ -99,7 +100,7 @@ def _summary(plan: Plan) -> Iterator[tuple[str, list[str]]]:
 def _model(plan: Plan) -> list[str]:
     model = plan.experiment.model
     size = model_size.measure(model)
-    heads, kv_heads = model.num_attention_heads, model_size.key_value_heads(model)
+    heads, kv_heads = model.num_attention_heads, dimensions.key_value_heads(model)
     shape = f"{model.model_type}, {count(model.num_hidden_layers, 'layer')} of width {model.hidden_size}, {heads} heads"
     if kv_heads != heads:
         shape += f" ({kv_heads} for keys and values)"
