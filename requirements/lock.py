@@ -33,7 +33,21 @@ def resolve(name: str, constraints: Path | None) -> list[str]:
         package = re.sub(r"[-_.]+", "-", metadata["name"]).lower()
         if not BUILD_SPECIFIC.match(package):
             pins.add(f"{package}=={metadata['version'].partition('+')[0]}")
+    for line in marked(name):  # pip knows only the Python that runs it
+        pins.discard(line.partition(";")[0].strip())
+        pins.add(line)
     return sorted(pins)
+
+
+def marked(name: str) -> list[str]:
+    """The requirements of `name` and of the files it includes that hold for some Pythons only."""
+    found = []
+    for line in (HERE / f"{name}.in").read_text(encoding="utf-8").splitlines():
+        if line.startswith("-r "):
+            found += marked(Path(line[3:].strip()).stem)
+        elif ";" in line:
+            found.append(line.strip())
+    return found
 
 
 def write(name: str, pins: list[str]) -> Path:

@@ -5,13 +5,17 @@ It shares with Primus only what the numerics contract publishes: the sample orde
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from primus.config.huggingface import to_config
 from primus.data.reader import open_training
 from primus.numerics.init import normal
 from primus.numerics.schedule import learning_rate
@@ -24,11 +28,11 @@ class Trained:
     norms: dict[int, float]
 
 
-def train(plan: Plan) -> Trained:
+def train(plan: Plan, dtype: torch.dtype = torch.float32) -> Trained:
     """Losses and gradient norms of the plan's steps, counted from 1."""
     experiment = plan.experiment
     settings, schedule = experiment.train, experiment.optimizer
-    model = random_model(plan)
+    model = random_model(plan, dtype)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -59,32 +63,24 @@ def train(plan: Plan) -> Trained:
     return Trained(losses, norms)
 
 
-def random_model(plan: Plan) -> torch.nn.Module:
-    """The transformers model of the plan, in fp32, with the contract's random start."""
-    fields = plan.experiment.model
-    model: torch.nn.Module = AutoModelForCausalLM.from_config(config(plan), attn_implementation="eager")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim < 2:
-                parameter.fill_(1.0)
-                continue
-            drawn = normal(plan.experiment.train.seed, name, 0, parameter.numel()) * np.float32(fields.init_std)
-            parameter.copy_(torch.from_numpy(drawn).view_as(parameter))
+def random_model(plan: Plan, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """The transformers model of the plan with the contract's random start, by the names that transformers writes."""
+    experiment = plan.experiment
+    fields = AutoConfig.for_model(**to_config(experiment.model))
+    fields.pad_token_id = None  # no token is special here: an id of padding would freeze its embedding
+    with tempfile.TemporaryDirectory() as directory:
+        AutoModelForCausalLM.from_config(fields).save_pretrained(directory)
+        path = Path(directory) / "model.safetensors"
+        start = {name: _start(plan, name, tensor) for name, tensor in load_file(path).items()}
+        save_file(start, path, metadata={"format": "pt"})
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, attn_implementation="eager"
+        )
     return model.train()
 
 
-def config(plan: Plan) -> PretrainedConfig:
-    model = plan.experiment.model
-    kinds = {"llama": LlamaConfig, "qwen3": Qwen3Config}
-    names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
-    names += ["intermediate_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"]
-    values = {name: getattr(model, name) for name in names}
-    if model.head_dim:
-        values["head_dim"] = model.head_dim
-    # no token is special here: an id of padding would freeze its embedding
-    return kinds[model.model_type](
-        **values,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-        pad_token_id=None,
-        dtype="float32",
-    )
+def _start(plan: Plan, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.ndim < 2:
+        return torch.ones_like(tensor) if name.endswith("norm.weight") else torch.zeros_like(tensor)
+    drawn = normal(plan.experiment.train.seed, name, 0, tensor.numel()) * np.float32(plan.experiment.model.init_std)
+    return torch.from_numpy(drawn).view_as(tensor)

@@ -61,6 +61,55 @@ GPT_OSS: dict[str, Any] = {
     "sliding_window": 16,
     "swiglu_limit": 7.0,
 }
+QWEN2 = LLAMA | {"model_type": "qwen2", "rms_norm_eps": 1.0e-6}
+MIXTRAL = LLAMA | {
+    "model_type": "mixtral",
+    "intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "scoring_func": "softmax",
+    "norm_topk_prob": True,
+}
+QWEN3_MOE = LLAMA | {
+    "model_type": "qwen3_moe",
+    "head_dim": 32,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "scoring_func": "softmax",
+    "norm_topk_prob": True,
+    "rms_norm_eps": 1.0e-6,
+}
+DEEPSEEK_V2 = DEEPSEEK_V3 | {
+    "model_type": "deepseek_v2",
+    "scoring_func": "softmax",
+    "norm_topk_prob": False,
+    "q_lora_rank": 24,
+    "n_shared_experts": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.0,
+    "init_std": 0.06,
+}
+LLAMA4 = LLAMA | {  # layers 0 and 2 dense, 1 and 3 with experts; layer 3 without rotary positions
+    "model_type": "llama4_text",
+    "head_dim": 16,
+    "intermediate_size": 32,
+    "intermediate_size_mlp": 128,
+    "interleave_moe_layer_step": 2,
+    "no_rope_layer_interval": 4,
+    "attention_chunk_size": 48,
+    "use_qk_norm": True,
+    "attn_temperature_tuning": True,
+    "floor_scale": 16,
+    "attn_scale": 0.1,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "scoring_func": "sigmoid",
+    "norm_topk_prob": False,
+}
 
 
 def make_dataset(prefix: Path, tokens: int = 200_000, documents: int = 400) -> Path:

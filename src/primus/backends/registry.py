@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from primus.backends.base import Backend
 
 GROUP = "primus.backends"
-BUILT_IN = {"torchtitan": "primus.backends.torchtitan:TorchTitanBackend"}
+BUILT_IN = {
+    "megatron": "primus.backends.megatron:MegatronBackend",
+    "torchtitan": "primus.backends.torchtitan:TorchTitanBackend",
+}
 """Known without metadata, so that a plain checkout on PYTHONPATH works without being installed."""
 
 

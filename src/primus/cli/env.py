@@ -140,7 +140,7 @@ def _inspect(status: Status, devices: bool) -> dict[str, Any]:
         "version": ".".join(map(str, interpreter.version)),
         "origin": status.located.origin,
     }
-    for need in read_requirements(name):
+    for need in read_requirements(name, interpreter.version):
         found = interpreter.installed(need.name)
         report["packages"].append(
             {

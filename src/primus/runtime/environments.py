@@ -54,7 +54,7 @@ class Environment:
         return (self.directory / STAMP).exists() and (self.directory / "bin" / "python").exists()
 
     def shortcomings(self, interpreter: Interpreter) -> list[Problem]:
-        return shortcomings(interpreter, read_requirements(self.name), self.python)
+        return shortcomings(interpreter, read_requirements(self.name, interpreter.version), self.python)
 
 
 ENVIRONMENTS = {

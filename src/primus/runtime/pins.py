@@ -23,6 +23,9 @@ FILES = Path(__file__).parent / "requirements"
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:(==|>=)\s*([0-9][^\s;]*))?")
 
+_MARKER = re.compile(r"python_version\s*(<|>=)\s*[\"'](\d+)\.(\d+)[\"']")
+"""The one kind of marker that is used: engines whose newer versions want a newer Python."""
+
 _METADATA = re.compile(r"(.+?)-([0-9][^-]*)(?:-py3[.\d]*)?\.(?:dist|egg)-info")
 
 
@@ -98,12 +101,12 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", public(version).partition("rc")[0]))
 
 
-def read_requirements(name: str) -> list[Requirement]:
-    """The direct requirements of environment `name`, those of the files it includes first."""
+def read_requirements(name: str, python: tuple[int, int] = sys.version_info[:2]) -> list[Requirement]:
+    """The direct requirements of environment `name` for a Python, those of the files it includes first."""
     found: list[Requirement] = []
-    for line in _lines(FILES / f"{name}.in"):
+    for line in _lines(FILES / f"{name}.in", python):
         if line.startswith("-r "):
-            found += read_requirements(Path(line[3:].strip()).stem)
+            found += read_requirements(Path(line[3:].strip()).stem, python)
         elif match := _REQUIREMENT.match(line):
             found.append(Requirement(normalized(match[1]), match[2] or "", match[3] or ""))
     return found
@@ -111,7 +114,7 @@ def read_requirements(name: str) -> list[Requirement]:
 
 def read_lock(name: str) -> Lock:
     path = FILES / f"{name}.lock"
-    pins = dict(line.split("==", 1) for line in _lines(path))
+    pins = dict(line.split("==", 1) for line in _lines(path, sys.version_info[:2]))
     with path.open(encoding="utf-8") as file:
         return Lock(path, file.readline().removeprefix("#").strip(), pins)
 
@@ -153,7 +156,8 @@ def shortcomings(interpreter: Interpreter, needs: Iterable[Requirement], minimum
     return problems
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, python: tuple[int, int]) -> Iterator[str]:
+    """The lines that hold for `python`, without comments and markers."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -161,6 +165,16 @@ def _lines(path: Path) -> Iterator[str]:
             f"cannot read {path}: {error.strerror}", remedy="the installation is incomplete"
         ) from error
     for line in text.splitlines():
-        content = line.partition("#")[0].strip()
-        if content:
-            yield content
+        content, _, marker = line.partition("#")[0].partition(";")
+        if content.strip() and _holds(marker.strip(), python):
+            yield content.strip()
+
+
+def _holds(marker: str, python: tuple[int, int]) -> bool:
+    if not marker:
+        return True
+    match = _MARKER.fullmatch(marker)
+    if match is None:
+        raise EnvironmentFault(f"this marker of a requirement is not understood: {marker}")
+    bound = int(match[2]), int(match[3])
+    return python < bound if match[1] == "<" else python >= bound

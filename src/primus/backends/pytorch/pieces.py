@@ -1,8 +1,8 @@
 """Tensors of which a rank holds some rectangles, for torch's distributed checkpoints.
 
-Megatron's shards fit no DTensor: a gated projection is cut in two places, and the distributed optimizer cuts flat ranges
-that begin in the middle of a row. Cut into rectangles, each with its place in the whole, they are saved under the
-whole tensor's name and loaded into any other cut.
+Megatron's shards fit no DTensor: a gated projection is cut in two places, and the distributed optimizer cuts flat
+ranges that begin in the middle of a row. Cut into rectangles, each with its place in the whole, they are saved under
+the whole tensor's name and loaded into any other cut.
 """
 
 from __future__ import annotations
@@ -72,9 +72,14 @@ def _chunk(piece: Piece) -> ChunkStorageMetadata:
 def cut(flat: torch.Tensor, start: int, indices: Sequence[NDArray[np.int64]]) -> list[Piece]:
     """`flat`, elements ``start ...`` of a shard in row-major order, as rectangles of the whole tensor.
 
-    indices: for each dimension of the shard, one or two, the place of every local index in the whole tensor.
+    indices: for each dimension of the shard, the place of every local index in the whole tensor. Of dimensions before
+    the last two a shard holds one index each.
     """
-    *rows, columns = indices
+    *leading, columns = indices
+    lead, rows = leading[:-1], leading[-1:]
+    if any(index.size != 1 for index in lead):
+        raise NotImplementedError("a shard with several indices of a leading dimension")
+    head = tuple(int(index[0]) for index in lead)
     places = list(_runs(columns))
     if not rows:
         return [
@@ -90,7 +95,8 @@ def cut(flat: torch.Tensor, start: int, indices: Sequence[NDArray[np.int64]]) ->
             at = begin * width + first - start
             size = last - first
             block = flat[at : at + (end - begin - 1) * width + size].view(end - begin, size)
-            pieces.append(Piece((int(row_places[begin]), left + first), block))
+            block = block[(None,) * len(head)]
+            pieces.append(Piece((*head, int(row_places[begin]), left + first), block))
     return pieces
 
 
@@ -112,8 +118,7 @@ def _blocks(start: int, stop: int, width: int) -> Iterator[tuple[int, int, int, 
 def _runs(index: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """First and end of every stretch of `index` whose values follow each other."""
     borders = np.flatnonzero(np.diff(index) != 1) + 1
-    for first, last in zip([0, *borders.tolist()], [*borders.tolist(), index.size], strict=True):
-        yield first, last
+    yield from zip([0, *borders.tolist()], [*borders.tolist(), index.size], strict=True)
 
 
 def _within(runs: list[tuple[int, int]], start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -113,6 +113,20 @@ def transposed_experts(native: str, name: str, count: int, out_features: int, in
     return Weight(native, (count, out_features, in_features), (source,), locate, stride=out_features)
 
 
+def paired_experts(native: str, name: str, count: int, width: int, in_features: int) -> Weight:
+    """Native [count, 2 * width, in], gate and up projection row by row in turn; one Hugging Face tensor
+    [count, in, 2 * width], all of the gate before all of the up projection."""
+    columns = 2 * width
+
+    def locate(rows: Rows) -> tuple[Rows, Rows]:
+        expert, row = np.divmod(rows, columns)
+        pair, up = np.divmod(row, 2)
+        return np.zeros_like(rows), expert * (in_features * columns) + up * width + pair
+
+    source = Source(name, (count, in_features, columns))
+    return Weight(native, (count, columns, in_features), (source,), locate, stride=columns)
+
+
 def fused_qkv(native: str, qkv: Sequence[Weight], heads: int, kv_heads: int, head_dim: int) -> Weight:
     """Query, key and value in one tensor: for each key/value head its query heads, then its key, then its value."""
     query_heads = heads // kv_heads

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
 
 from primus.backends.base import Capabilities, NativeConfig, NativeKey, NativeSchema, Result, Session
+from primus.backends.torchtitan.models import limits
 from primus.config.experiment import Experiment
 from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
@@ -25,7 +26,7 @@ class TorchTitanBackend:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             workflows=frozenset({"pretrain"}),
-            model_types=frozenset({"llama", "qwen3", "deepseek_v3", "gpt_oss"}),
+            model_types=frozenset(limits.ROPE_TYPES),
             parallel_axes=frozenset({"data_shard", "data_replicate", "tensor", "pipeline", "context", "expert"}),
             precisions={
                 "cpu": frozenset({"fp32", "bf16", "fp8"}),

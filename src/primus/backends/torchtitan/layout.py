@@ -5,7 +5,8 @@ Needs neither torch nor TorchTitan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 from primus.backends.pytorch.weights import (
     Weight,
@@ -13,11 +14,14 @@ from primus.backends.pytorch.weights import (
     experts,
     fused_qkv,
     norm,
+    paired_experts,
     plain,
     rotary_pairs,
     transposed_experts,
 )
+from primus.config.dimensions import dense_width, expert_width, shared_experts
 from primus.config.experiment import Model
+from primus.config.layers import has_experts
 
 
 def weights(model: Model, *, fused: bool = True) -> list[Weight]:
@@ -47,16 +51,48 @@ def _llama(model: Model, layer: int, native: str, hf: str, fused: bool) -> Itera
     yield from _norms(model, native, hf)
 
 
+def _qwen2(model: Model, layer: int, native: str, hf: str, fused: bool) -> Iterator[Weight]:
+    yield from _attention(model, native, hf, fused, biases="qkv")
+    yield from _feed_forward(f"{native}.feed_forward", f"{hf}.mlp", model.hidden_size, model.intermediate_size)
+    yield from _norms(model, native, hf)
+
+
 def _qwen3(model: Model, layer: int, native: str, hf: str, fused: bool) -> Iterator[Weight]:
     head_dim = _heads(model)[2]
     yield from _attention(model, native, hf, fused)
     yield norm(f"{native}.attention.q_norm.weight", f"{hf}.self_attn.q_norm.weight", head_dim)
     yield norm(f"{native}.attention.k_norm.weight", f"{hf}.self_attn.k_norm.weight", head_dim)
-    yield from _feed_forward(f"{native}.feed_forward", f"{hf}.mlp", model.hidden_size, model.intermediate_size)
+    if model.num_experts:
+        yield from _mixture(model, f"{native}.moe", f"{hf}.mlp")
+    else:
+        yield from _feed_forward(f"{native}.feed_forward", f"{hf}.mlp", model.hidden_size, model.intermediate_size)
     yield from _norms(model, native, hf)
 
 
-def _deepseek_v3(model: Model, layer: int, native: str, hf: str, fused: bool) -> Iterator[Weight]:
+def _mixtral(model: Model, layer: int, native: str, hf: str, fused: bool) -> Iterator[Weight]:
+    yield from _attention(model, native, hf, fused)
+    yield from _mixture(model, f"{native}.moe", f"{hf}.block_sparse_moe", ("w1", "w3", "w2"))
+    yield from _norms(model, native, hf)
+
+
+def _llama4_text(model: Model, layer: int, native: str, hf: str, fused: bool) -> Iterator[Weight]:
+    hidden, width, count = model.hidden_size, expert_width(model), model.num_experts or 0
+    theirs = f"{hf}.feed_forward"
+    # The rotary rows of this family are neighbours on both sides.
+    yield from _attention(model, native, hf, fused)
+    yield from _norms(model, native, hf)
+    if not has_experts(model, layer):
+        yield from _feed_forward(f"{native}.feed_forward", theirs, hidden, dense_width(model))
+        return
+    inner = f"{native}.moe.routed_experts.inner_experts"
+    yield from _router(model, f"{native}.moe", f"{theirs}.router")
+    yield paired_experts(f"{inner}.w13_EGD", f"{theirs}.experts.gate_up_proj", count, width, hidden)
+    yield transposed_experts(f"{inner}.w2_EDF", f"{theirs}.experts.down_proj", count, hidden, width)
+    shared = width * shared_experts(model)
+    yield from _feed_forward(f"{native}.moe.shared_experts", f"{theirs}.shared_expert", hidden, shared)
+
+
+def _deepseek(model: Model, layer: int, native: str, hf: str, fused: bool) -> Iterator[Weight]:
     hidden, heads, query_rank = model.hidden_size, model.num_attention_heads, model.q_lora_rank or 0
     rank, nope, rope = model.kv_lora_rank or 0, model.qk_nope_head_dim or 0, model.qk_rope_head_dim or 0
     value, query_width = model.v_head_dim or 0, heads * (nope + rope)
@@ -73,31 +109,21 @@ def _deepseek_v3(model: Model, layer: int, native: str, hf: str, fused: bool) ->
     yield plain(f"{ours}.wkv_b.weight", f"{theirs}.kv_b_proj.weight", heads * (nope + value), rank)
     yield plain(f"{ours}.wo.weight", f"{theirs}.o_proj.weight", hidden, heads * value)
     yield from _norms(model, native, hf)
-    if layer < (model.first_k_dense_replace or 0):
+    if has_experts(model, layer):
+        yield from _mixture(model, f"{native}.moe", f"{hf}.mlp")
+    else:
         yield from _feed_forward(f"{native}.feed_forward", f"{hf}.mlp", hidden, model.intermediate_size)
-        return
-    count, width = model.num_experts or 0, model.moe_intermediate_size or 0
-    ours, theirs = f"{native}.moe", f"{hf}.mlp"
-    inner = f"{ours}.routed_experts.inner_experts"
-    yield plain(f"{ours}.router.gate.weight", f"{theirs}.gate.weight", count, hidden)
-    yield plain(f"{ours}.expert_bias_E", f"{theirs}.gate.e_score_correction_bias", count, optional=True)
-    for name, projection in (("w1_EFD", "gate_proj"), ("w3_EFD", "up_proj")):
-        yield experts(f"{inner}.{name}", f"{theirs}.experts.{{}}.{projection}.weight", count, width, hidden)
-    yield experts(f"{inner}.w2_EDF", f"{theirs}.experts.{{}}.down_proj.weight", count, hidden, width)
-    shared = width * (model.n_shared_experts or 0)
-    yield from _feed_forward(f"{ours}.shared_experts", f"{theirs}.shared_experts", hidden, shared)
 
 
 def _gpt_oss(model: Model, layer: int, native: str, hf: str, fused: bool) -> Iterator[Weight]:
     hidden, width, count = model.hidden_size, model.intermediate_size, model.num_experts or 0
-    yield from _attention(model, native, hf, fused, bias=True)
+    yield from _attention(model, native, hf, fused, biases="qkvo")
     yield plain(f"{native}.attention.sinks", f"{hf}.self_attn.sinks", model.num_attention_heads)
     yield from _norms(model, native, hf)
     ours, theirs = f"{native}.moe", f"{hf}.mlp"
     inner = f"{ours}.routed_experts.inner_experts"
-    yield plain(f"{ours}.router.gate.weight", f"{theirs}.router.weight", count, hidden)
+    yield from _router(model, ours, f"{theirs}.router")
     yield plain(f"{ours}.router.gate.bias", f"{theirs}.router.bias", count)
-    yield absent(f"{ours}.expert_bias_E", count)
     yield transposed_experts(f"{inner}.mlp1_weight_EGD", f"{theirs}.experts.gate_up_proj", count, 2 * width, hidden)
     yield plain(f"{inner}.mlp1_bias_EG", f"{theirs}.experts.gate_up_proj_bias", count, 2 * width, start="zeros")
     yield transposed_experts(f"{inner}.mlp2_weight_EDF", f"{theirs}.experts.down_proj", count, hidden, width)
@@ -106,10 +132,41 @@ def _gpt_oss(model: Model, layer: int, native: str, hf: str, fused: bool) -> Ite
 
 LAYERS: dict[str, Callable[[Model, int, str, str, bool], Iterator[Weight]]] = {
     "llama": _llama,
+    "qwen2": _qwen2,
     "qwen3": _qwen3,
-    "deepseek_v3": _deepseek_v3,
+    "qwen3_moe": _qwen3,
+    "mixtral": _mixtral,
+    "llama4_text": _llama4_text,
+    "deepseek_v2": _deepseek,
+    "deepseek_v3": _deepseek,
     "gpt_oss": _gpt_oss,
 }
+
+
+def _router(model: Model, native: str, hf: str) -> Iterator[Weight]:
+    """The matrix, and the bias that balances the load."""
+    count = model.num_experts or 0
+    yield plain(f"{native}.router.gate.weight", f"{hf}.weight", count, model.hidden_size)
+    if model.model_type == "deepseek_v3":
+        yield plain(f"{native}.expert_bias_E", f"{hf}.e_score_correction_bias", count, optional=True)
+    else:
+        yield absent(f"{native}.expert_bias_E", count)
+
+
+def _mixture(
+    model: Model, native: str, hf: str, projections: Sequence[str] = ("gate_proj", "up_proj", "down_proj")
+) -> Iterator[Weight]:
+    """Experts of three matrices each, and those that every token passes through. projections: their names there."""
+    hidden, width, count = model.hidden_size, expert_width(model), model.num_experts or 0
+    gate, up, down = (f"{hf}.experts.{{}}.{name}.weight" for name in projections)
+    inner = f"{native}.routed_experts.inner_experts"
+    yield from _router(model, native, f"{hf}.gate")
+    yield experts(f"{inner}.w1_EFD", gate, count, width, hidden)
+    yield experts(f"{inner}.w3_EFD", up, count, width, hidden)
+    yield experts(f"{inner}.w2_EDF", down, count, hidden, width)
+    shared = width * shared_experts(model)
+    if shared:
+        yield from _feed_forward(f"{native}.shared_experts", f"{hf}.shared_experts", hidden, shared)
 
 
 def _heads(model: Model) -> tuple[int, int, int]:
@@ -119,14 +176,15 @@ def _heads(model: Model) -> tuple[int, int, int]:
 
 
 def _attention(
-    model: Model, native: str, hf: str, fused: bool, *, pairs: bool = False, bias: bool = False
+    model: Model, native: str, hf: str, fused: bool, *, pairs: bool = False, biases: Literal["", "qkv", "qkvo"] = ""
 ) -> Iterator[Weight]:
-    """Grouped-query attention. pairs: the native rotary embedding turns neighbouring rows."""
+    """Grouped-query attention. pairs: the native rotary embedding turns neighbouring rows, Hugging Face's does not.
+    biases: the projections that have one."""
     heads, kv_heads, head_dim = _heads(model)
     hidden = model.hidden_size
     ours, theirs = f"{native}.attention.qkv_linear", f"{hf}.self_attn"
     parts = {"q": heads, "k": kv_heads, "v": kv_heads}
-    for kind in ("weight", "bias") if bias else ("weight",):
+    for kind in ("weight", "bias") if biases else ("weight",):
         columns = (hidden,) if kind == "weight" else ()
         qkv = []
         for letter, count in parts.items():
@@ -137,7 +195,7 @@ def _attention(
                 qkv.append(plain(ours_name, theirs_name, count * head_dim, *columns))
         yield from [fused_qkv(f"{ours}.wqkv.{kind}", qkv, heads, kv_heads, head_dim)] if fused else qkv
     yield plain(f"{native}.attention.wo.weight", f"{theirs}.o_proj.weight", hidden, heads * head_dim)
-    if bias:
+    if "o" in biases:
         yield plain(f"{native}.attention.wo.bias", f"{theirs}.o_proj.bias", hidden)
 
 

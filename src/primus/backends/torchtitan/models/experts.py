@@ -1,4 +1,4 @@
-"""Layers of mixtures that take the place of TorchTitan's through its configuration; weights, names and sharding stay.
+"""Parts of mixtures that take the place of TorchTitan's through its configuration.
 
 TorchTitan's grouped experts cast to bf16 whatever the training precision. That is what a bf16 run wants; an fp32 run
 asks for fp32 throughout.
@@ -7,15 +7,21 @@ asks for fp32 throughout.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+import spmd_types as spmd
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torchtitan.models.common.linear import ScaledBiasRowwiseLinear
 from torchtitan.models.common.moe import GroupedExperts
+from torchtitan.models.common.token_dispatcher import AllToAllTokenDispatcher
 from torchtitan.models.gpt_oss.moe import GptOssGroupedExperts, ScaleBiasForward, swiglu
+from torchtitan.protocols.module import Module
 
-# Shapes: R routed tokens, sorted by expert; D model width; F expert width; E local experts.
+# Shapes: T tokens; K experts a token; N = T * K; R routed tokens here, sorted by expert; D model width; F expert width;
+# G = 2 * F; E local experts.
 
 
 class FullPrecisionExperts(GroupedExperts):
@@ -29,6 +35,58 @@ class FullPrecisionExperts(GroupedExperts):
         gate = torch._grouped_mm(x_RD, w1, offs=ends)
         up = torch._grouped_mm(x_RD, w3, offs=ends)
         return torch._grouped_mm(F.silu(gate) * up, w2, offs=ends)
+
+
+class JoinedExperts(GroupedExperts):
+    """Gate and up projection in one tensor, their rows in turn (so that tensor parallelism cuts between pairs): one
+    product instead of two, and one tensor for Llama 4's one."""
+
+    SHARDING: ClassVar = {"w13_EGD": spmd.S(1), "w2_EDF": spmd.S(2)}
+    """What tensor parallelism cuts, in TorchTitan's terms."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(GroupedExperts.Config):
+        pass
+
+    def __init__(self, config: Config) -> None:
+        Module.__init__(self)  # not the three matrices
+        count, width, dim = config.num_experts, config.hidden_dim, config.dim
+        self.num_experts = count
+        self.w13_EGD = nn.Parameter(torch.empty(count, 2 * width, dim))
+        self.w2_EDF = nn.Parameter(torch.empty(count, dim, width))
+
+    def forward(self, x_RD: torch.Tensor, num_tokens_per_expert_E: torch.Tensor) -> torch.Tensor:
+        return self._computed(x_RD, num_tokens_per_expert_E, torch.bfloat16).type_as(x_RD)
+
+    def _computed(self, x_RD: torch.Tensor, num_tokens_per_expert_E: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        ends = num_tokens_per_expert_E.cumsum(0, dtype=torch.int32)
+        w13, w2 = (_local(weight).to(dtype).transpose(-2, -1) for weight in (self.w13_EGD, self.w2_EDF))
+        hidden = torch._grouped_mm(x_RD.to(dtype), w13, offs=ends)
+        return torch._grouped_mm(F.silu(hidden[..., ::2]) * hidden[..., 1::2], w2, offs=ends)
+
+
+class FullPrecisionJoinedExperts(JoinedExperts):
+    @dataclass(kw_only=True, slots=True)
+    class Config(JoinedExperts.Config):
+        pass
+
+    def forward(self, x_RD: torch.Tensor, num_tokens_per_expert_E: torch.Tensor) -> torch.Tensor:
+        return self._computed(x_RD, num_tokens_per_expert_E, x_RD.dtype)
+
+
+class ScoredInputs(AllToAllTokenDispatcher):
+    """Multiplies the experts' inputs by their scores, where TorchTitan's dispatchers multiply the outputs."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(AllToAllTokenDispatcher.Config):
+        pass
+
+    def _local_reorder(
+        self, x_TD: torch.Tensor, topk_scores_TK: torch.Tensor, topk_expert_ids_TK: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Inputs [N, D] sorted by expert, the token of each [N], and what the outputs are multiplied by [N]."""
+        inputs, tokens, scores = super()._local_reorder(x_TD, topk_scores_TK, topk_expert_ids_TK)
+        return (inputs.float() * scores.unsqueeze(-1)).to(inputs.dtype), tokens, torch.ones_like(scores)
 
 
 class FullPrecisionGptOssExperts(GptOssGroupedExperts):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torchtitan.components.optimizer import register_moe_load_balancing_hook
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
 from torchtitan.models.common.attention import FusedQKVLinear
 from torchtitan.models.common.config_utils import make_token_dispatcher_config
@@ -36,7 +35,7 @@ def spec(parts: Parts) -> ModelSpec:
         model=GptOssModel.Config(**parts.root(), layers=layers),
         parallelize_fn=parallelize_gptoss,
         pipelining_fn=pipeline_llm,
-        post_optimizer_build_fn=register_moe_load_balancing_hook if parts.moe.balance == "bias" else None,
+        post_optimizer_build_fn=parts.balancing_hook(),
         # TorchTitan's adapter misspells the experts' names and leaves them out without a word.
         state_dict_adapter=None,
     )

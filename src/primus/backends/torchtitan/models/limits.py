@@ -8,10 +8,16 @@ from __future__ import annotations
 from typing import Literal
 
 from primus.config.experiment import Model, Moe
+from primus.config.families import FAMILIES, having, latent_attention
 from primus.errors import Problem
 
-MIXTURES = ("deepseek_v3", "gpt_oss")
-ROPE_TYPES = {"llama": ("llama3", "yarn"), "qwen3": ("yarn",), "deepseek_v3": ("llama3", "yarn"), "gpt_oss": ("yarn",)}
+ROPE_TYPES = {
+    **dict.fromkeys(("llama", "llama4_text", "deepseek_v2", "deepseek_v3"), ("llama3", "yarn")),
+    **dict.fromkeys(("qwen2", "qwen3", "qwen3_moe", "mixtral", "gpt_oss"), ("yarn",)),
+}
+"""Every family that is built here, and how its rotary embedding can be scaled. TorchTitan's embedding of halves has no
+llama3 scaling."""
+UNTIED = ("deepseek_v2", "deepseek_v3", "gpt_oss")
 
 
 def attention_backend(
@@ -23,13 +29,13 @@ def attention_backend(
     """``sdpa``: plain causal attention, no mask to build. ``flex``: a block mask from the positions (on a CPU replaced
     by masked attention).
 
-    gpt_oss needs a mask for its windows and the log-sum-exp for its sinks; context parallelism is written for the
-    mask; and the fused kernels behind ``sdpa`` want values as wide as keys, which multi-head latent attention does
-    not have, so that on a GPU it would fall back to a quadratic score matrix.
+    gpt_oss needs a mask for its windows and the log-sum-exp for its sinks, llama4_text a mask for its chunks; context
+    parallelism is written for the mask; and the fused kernels behind ``sdpa`` want values as wide as keys, which
+    multi-head latent attention does not have, so that on a GPU it would fall back to a quadratic score matrix.
     """
-    if document_attention == "within" or context > 1 or model.model_type == "gpt_oss":
+    if document_attention == "within" or context > 1 or model.model_type in ("gpt_oss", "llama4_text"):
         return "flex"
-    if model.model_type == "deepseek_v3" and device != "cpu":
+    if latent_attention(model.model_type) and device != "cpu":
         return "flex"
     return "sdpa"
 
@@ -39,7 +45,7 @@ def problems(model: Model, *, moe: Moe | None = None, pipeline: int = 1) -> list
     if model.model_type not in ROPE_TYPES:
         return []  # no such family here, which the planner says
     family, found = model.model_type, _rope(model)
-    if model.tie_word_embeddings and family in MIXTURES:
+    if model.tie_word_embeddings and family in UNTIED:
         found.append(_problem("model.tie_word_embeddings", f"{family} does not tie its embeddings", "set it to false"))
     elif model.tie_word_embeddings and pipeline > 1:
         found.append(
@@ -49,10 +55,11 @@ def problems(model: Model, *, moe: Moe | None = None, pipeline: int = 1) -> list
                 "set parallel.pipeline=1 or model.tie_word_embeddings=false",
             )
         )
-    if family in MIXTURES:
+    if FAMILIES[family].mixture:
         found += _mixture(model, moe or Moe())
     elif model.num_experts is not None:
-        found.append(_problem("model.num_experts", f"{family} is built dense", "use deepseek_v3 or gpt_oss"))
+        others = " or ".join(name for name in having("num_experts") if name in ROPE_TYPES)
+        found.append(_problem("model.num_experts", f"{family} is built dense", f"use {others}"))
     return found
 
 
@@ -82,19 +89,16 @@ def _mixture(model: Model, moe: Moe) -> list[Problem]:
         found.append(_problem("moe.balance", "there is no auxiliary balance loss", "use bias or none"))
     if model.num_experts is None:
         found.append(_problem("model.num_experts", f"{model.model_type} is built with experts", "set it"))
-    if model.model_type == "gpt_oss":
-        if model.sliding_window is None:
-            found.append(
-                _problem("model.sliding_window", "every other gpt_oss layer has a window", "set it, e.g. to 128")
-            )
-        return found
-    if not model.n_shared_experts:
-        found.append(_problem("model.n_shared_experts", "deepseek_v3 has at least one shared expert", "set it to 1"))
-    if (model.n_group or 1) > 1 and (model.num_experts or 0) // (model.n_group or 1) < 2:
+    family = model.model_type
+    if family == "gpt_oss" and model.sliding_window is None:
+        found.append(_problem("model.sliding_window", "every other gpt_oss layer has a window", "set it, e.g. to 128"))
+    if latent_attention(family) and not model.n_shared_experts:
+        found.append(_problem("model.n_shared_experts", f"{family} has at least one shared expert", "set it to 1"))
+    if family == "deepseek_v3" and (model.n_group or 1) > 1 and (model.num_experts or 0) // (model.n_group or 1) < 2:
         found.append(_problem("model.n_group", "a group's score is that of its best two experts", "fewer groups"))
     found += [
-        _problem(f"model.{name}", f"deepseek_v3 has no {name}", "remove it")
+        _problem(f"model.{name}", f"{family} has no {name}", "remove it")
         for name in ("sliding_window", "swiglu_limit")
-        if getattr(model, name) is not None
+        if name not in FAMILIES[family].fields and getattr(model, name) is not None
     ]
     return found

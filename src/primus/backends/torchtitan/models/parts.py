@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torchtitan.components.optimizer import register_moe_load_balancing_hook
 from torchtitan.models.common import ComplexRoPE, CosSinRoPE, Embedding, Linear, RMSNorm
 from torchtitan.models.common.attention import FlexAttention, ScaledDotProductAttention
 from torchtitan.models.common.config_utils import make_ffn_config, make_gqa_config
 from torchtitan.models.common.param_init import depth_scaled_std, skip_param_init
 
 from primus.config.experiment import Model, Moe
+from primus.config.layers import dense_layers
 from primus.errors import EnvironmentFault
 
 BALANCE_RATE = 1e-3
@@ -99,8 +101,8 @@ class Parts:
             "lm_head": self.linear(model.hidden_size, model.vocab_size),
         }
 
-    def gqa(self, layer: int, rope: Any, *, qk_norm: bool = False) -> Any:
-        """Grouped-query attention with one fused projection."""
+    def gqa(self, layer: int, rope: Any, *, qk_norm: bool = False, qkv_bias: bool = False) -> Any:
+        """Grouped-query attention with one fused projection of queries, keys and values."""
         config = make_gqa_config(
             dim=self.model.hidden_size,
             n_heads=self.model.num_attention_heads,
@@ -113,10 +115,16 @@ class Parts:
             fuse_qkv=True,
             qk_norm=self.norm(self.head_dim) if qk_norm else None,
         )
+        config.qkv_linear.wqkv.bias = qkv_bias
         if not self.native_start:
             # TorchTitan wraps the initialiser in one that draws query, key and value apart and joins them.
             config.qkv_linear.wqkv.param_init = self.init()
         return config
+
+    def balancing_hook(self) -> Callable[..., None] | None:
+        """What moves the routers' balancing biases before each update."""
+        balanced = self.moe.balance == "bias" and dense_layers(self.model) < self.model.num_hidden_layers
+        return register_moe_load_balancing_hook if balanced else None
 
     def feed_forward(self, layer: int, width: int) -> Any:
         return make_ffn_config(

@@ -1,0 +1,5 @@
+"""Megatron as a backend."""
+
+from primus.backends.megatron.backend import MegatronBackend
+
+__all__ = ["MegatronBackend"]

@@ -1,0 +1,144 @@
+"""Megatron's GPT model of exactly the portable dimensions, this rank's chunks of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state as mpu
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.post_training.modelopt.layers import Linear
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+from primus.backends.megatron import compat
+from primus.backends.megatron.attention import CoreAttention
+from primus.backends.megatron.norm import LatentNorm, Norm
+from primus.backends.megatron.rotary import Rotary, frequencies
+from primus.backends.megatron.router import Router
+from primus.config.dimensions import head_dim
+from primus.config.experiment import Model
+from primus.config.families import latent_attention
+from primus.config.layers import has_experts
+from primus.plan.plan import Plan
+
+
+@dataclass
+class Config(TransformerConfig):  # type: ignore[misc]
+    """model: the portable one. softmax_factor: on the scale of attention scores, which is where yarn's magnitude goes
+    when it is the same for a whole head."""
+
+    model: Model | None = None
+    softmax_factor: float = 1.0
+
+
+@dataclass
+class LatentConfig(MLATransformerConfig):  # type: ignore[misc]
+    """With multi-head latent attention."""
+
+    model: Model | None = None
+    softmax_factor: float = 1.0
+
+
+def transformer_config(plan: Plan) -> Any:
+    """Megatron's configuration for `plan`, with what JSON cannot say."""
+    model, settings = plan.experiment.model, dict(plan.native["transformer"])
+    dtype = torch.float32 if plan.experiment.precision == "fp32" else torch.bfloat16
+    if model.init != "native":
+        settings["init_method"] = settings["output_layer_init_method"] = _leave
+    settings |= {"activation_func": F.silu, "params_dtype": dtype, "pipeline_dtype": dtype, "model": model}
+    if latent_attention(model.model_type):
+        config = LatentConfig(**settings)
+    else:
+        config = Config(**settings, softmax_factor=frequencies(model, head_dim(model))[1] ** 2)
+    # Megatron ties the balancing bias to one score function; our router balances any
+    config.moe_router_enable_expert_bias = bool(model.num_experts) and plan.experiment.moe.balance == "bias"
+    return config
+
+
+def _leave(weight: torch.Tensor) -> torch.Tensor:
+    """The values come from the random start, an import or a checkpoint."""
+    return weight
+
+
+def build(plan: Plan, config: Any, device: torch.device) -> list[Any]:
+    """This rank's chunks of the model: one, or one for each virtual pipeline stage."""
+    chunks = plan.experiment.parallel.virtual_pipeline
+    return [_chunk(plan, config, device, stage if chunks > 1 else None) for stage in range(chunks)]
+
+
+def _chunk(plan: Plan, config: Any, device: torch.device, stage: int | None) -> Any:
+    model = plan.experiment.model
+    options = {} if stage is None else {"ignore_virtual": False, "vp_stage": stage}
+    with torch.device(device):
+        built = GPTModel(
+            config,
+            _block(model, config, stage),
+            vocab_size=model.vocab_size,
+            max_sequence_length=plan.experiment.train.seq_length,
+            pre_process=mpu.is_pipeline_first_stage(**options),
+            post_process=mpu.is_pipeline_last_stage(**options),
+            position_embedding_type="rope",
+            rotary_base=int(model.rope_theta),
+            share_embeddings_and_output_weights=model.tie_word_embeddings,
+            vp_stage=stage,
+        )
+    _rotate(built, model, device)
+    return Float16Module(config, built) if config.bf16 else built
+
+
+def _rotate(built: Any, model: Model, device: torch.device) -> None:
+    """Put our rotary embedding where Megatron has its own: in the model, or in each layer with latent attention."""
+    group = mpu.get_context_parallel_group()
+    if not latent_attention(model.model_type):
+        inverse = frequencies(model, head_dim(model))[0].to(device)
+        built.rotary_pos_emb = Rotary(inverse, group=group, paired=model.model_type == "llama4_text")
+        return
+    inverse, magnitude = frequencies(model, model.qk_rope_head_dim or 0)
+    wanted = magnitude if model.rope_scaling and model.rope_scaling.rope_type == "yarn" else None
+    for layer in built.decoder.layers:
+        layer.self_attention.rotary_pos_emb = Rotary(inverse.to(device), group=group, magnitude=wanted)
+
+
+def _block(model: Model, config: Any, stage: int | None) -> TransformerBlockSubmodules:
+    """The layers of one chunk: dense ones and mixtures where the model has them."""
+    offset, count = (
+        get_transformer_layer_offset(config, vp_stage=stage),
+        get_num_layers_to_build(config, vp_stage=stage),
+    )
+    mixtures = [has_experts(model, layer) for layer in range(offset, offset + count)]
+    kinds = {mixture: _layer(config, mixture=mixture) for mixture in set(mixtures)}
+    layers = [kinds[mixture] for mixture in mixtures]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm)
+
+
+def _layer(config: Any, *, mixture: bool) -> Any:
+    """Megatron's specification of a layer, with our norms and attention in it."""
+    spec = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts if mixture else None,
+        moe_grouped_gemm=False,
+        qk_layernorm=config.qk_layernorm,
+        multi_latent_attention=config.multi_latent_attention,
+        normalization=config.normalization,
+    )
+    parts = spec.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = Norm
+    attention = parts.self_attention.submodules
+    attention.core_attention = CoreAttention
+    inner = LatentNorm if config.multi_latent_attention else Norm
+    for name in ("q_layernorm", "k_layernorm", "kv_layernorm"):
+        if getattr(attention, name, IdentityOp) is not IdentityOp:
+            setattr(attention, name, inner)
+    if config.multi_latent_attention:
+        # every rank needs whole latents: cut by rank, the rotated key would get the gradient of its own heads only
+        for name in ("linear_q_down_proj", "linear_kv_down_proj"):
+            setattr(attention, name, Linear)
+    if mixture:
+        compat.mixture_submodules(parts.mlp).router = Router
+    return spec

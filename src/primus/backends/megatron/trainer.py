@@ -1,0 +1,220 @@
+"""A training loop over Megatron's parts: its model, schedules, gradient buffers and optimizers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from primus.backends.base import Result, Session
+from primus.backends.megatron import model as models
+from primus.backends.megatron.attention import on_this_rank, within_documents
+from primus.backends.megatron.checkpoint import Checkpoints
+from primus.backends.megatron.evaluation import Evaluation
+from primus.backends.megatron.layout import weights
+from primus.backends.megatron.optimizer import Optimizer
+from primus.backends.megatron.platform import Platform, shorten_timeouts
+from primus.backends.pytorch import start
+from primus.backends.pytorch.meter import Meter
+from primus.backends.pytorch.profiling import Profiling
+from primus.backends.pytorch.samples import Microbatch, TrainingSamples
+from primus.config.units import seconds
+from primus.data.reader import IGNORED, open_training
+from primus.errors import TrainingError
+from primus.events.types import RunStarted
+from primus.numerics.schedule import learning_rate
+from primus.plan.plan import Plan
+
+
+class Trainer:
+    """One rank of a run. Builds model and optimizer; ``run`` then starts or resumes, and trains to the last step or
+    until a stop is asked for."""
+
+    def __init__(self, plan: Plan, session: Session, platform: Platform) -> None:
+        self.plan, self.session, self.platform = plan, session, platform
+        self.step = 0
+        self.config = models.transformer_config(plan)
+        ddp = DistributedDataParallelConfig(**plan.native["ddp"])
+        with platform.building():
+            self.chunks = [
+                DistributedDataParallel(self.config, ddp, chunk, disable_bucketing=number > 0)
+                for number, chunk in enumerate(models.build(plan, self.config, platform.device))
+            ]
+            self.optimizer = Optimizer(plan, self.chunks)
+        self.checkpoints = Checkpoints(plan, session, self.optimizer)
+        self._hook(ddp)
+        train, topology = plan.experiment.train, plan.topology
+        self.samples = TrainingSamples(
+            open_training(plan),
+            train.global_batch_size,
+            topology.micro_batch_size,
+            dp_rank=mpu.get_data_parallel_rank(),
+            dp_size=topology.data_parallel,
+        )
+        counts = mpu.is_pipeline_last_stage() and mpu.get_tensor_model_parallel_rank() == 0
+        self.meter = Meter(plan, session, platform.device, counts)
+        self.evaluation = Evaluation.open(self)
+        self.profiling = Profiling(plan, session)
+
+    def _hook(self, ddp: DistributedDataParallelConfig) -> None:
+        """What Megatron's schedules call back."""
+        config, one = self.config, len(self.chunks) == 1
+        config.finalize_model_grads_func = lambda chunks, tokens=None, **options: finalize_model_grads(
+            chunks, **options
+        )
+        if ddp.overlap_grad_reduce:
+            config.no_sync_func = self.chunks[0].no_sync if one else [chunk.no_sync for chunk in self.chunks]
+        if ddp.overlap_param_gather and ddp.align_param_gather:
+            syncs = [chunk.start_param_sync for chunk in self.chunks]
+            config.param_sync_func = syncs[0] if one else syncs
+
+    def run(self) -> Result:
+        """Train. Raises TrainingError when loss or gradient norm is not finite, before anything is updated."""
+        steps = self.plan.experiment.train.steps
+        resumed = self.checkpoints.resume()
+        if resumed is None:
+            self._start()
+        else:
+            self.step, self.samples.consumed = resumed.step, resumed.consumed_samples
+        if self.session.rank == 0:
+            self._announce(None if resumed is None else resumed.step)
+        stopped = False
+        if resumed is None:
+            self._evaluate(always=True)
+        first = self.step + 1
+        while self.step < steps and not stopped:
+            self.step += 1
+            self.profiling.before(self.step)
+            stopped = self._train_step()
+            self.profiling.after(self.step)
+            self.checkpoints.poll()
+            if self.checkpoints.due(self.step) and self.step < steps and not stopped:
+                self.checkpoints.save_step(self.step, self.samples.consumed, wait=False)
+            if self.step == first and self.session.world_size > 1:
+                shorten_timeouts(seconds(self.plan.experiment.resilience.hang_timeout))
+            if not stopped:
+                self._evaluate(always=self.step == steps)
+        self.checkpoints.finish()
+        if self.checkpoints.saved_step != self.step:
+            self.checkpoints.save_step(self.step, self.samples.consumed, wait=True)
+        return Result("stopped" if self.step < steps else "complete", self.step)
+
+    def _start(self) -> None:
+        model, seed = self.plan.experiment.model, self.plan.experiment.train.seed
+        if model.init == "native":
+            for chunk in self.chunks:
+                chunk.broadcast_params()
+            return
+        if model.init == "random":
+            start.random_start(self.optimizer.weights(), weights(model), model, seed)
+        else:
+            start.load_huggingface(self.optimizer.weights(), weights(model), model, Path(model.init))
+        self.optimizer.publish()
+
+    def _announce(self, resumed_from: int | None) -> None:
+        plan = self.plan
+        patches = f"{len(plan.patches)} declared patches of Megatron apply; plan.json lists them"
+        self.session.emit(
+            RunStarted(
+                name=plan.experiment.name,
+                attempt=self.session.attempt,
+                world_size=self.session.world_size,
+                device=plan.experiment.hardware.name,
+                parameters=plan.parameters,
+                steps=plan.experiment.train.steps,
+                resumed_from=resumed_from,
+                notes=(patches,) if plan.patches else (),
+            )
+        )
+
+    def _train_step(self) -> bool:
+        """One optimizer step. Returns whether any rank was asked to stop, the same on all ranks."""
+        began = time.perf_counter()
+        settings = self.plan.experiment.optimizer
+        lr = learning_rate(self.step - 1, settings, self.plan.decay_steps)
+        self.optimizer.zero_grad()
+        microbatches = list(self.samples.step(self.samples.consumed))
+        tokens = self._valid_tokens(microbatches)
+        self.config.grad_scale_func = lambda loss: loss / tokens
+        loss = self.forward_backward(microbatches) / tokens
+        norm = self.optimizer.gradient_norm()
+        readings = self.meter.read(loss, torch.tensor(norm, device=self.platform.device))
+        if readings.unfinite_ranks or not math.isfinite(readings.grad_norm):
+            self._refuse(readings.loss, readings.grad_norm, readings.unfinite_ranks)
+        self.checkpoints.maybe_wait_for_staging()
+        self.optimizer.step(lr, norm)
+        self.samples.consumed += self.plan.experiment.train.global_batch_size
+        self.meter.report(self.step, readings, lr, time.perf_counter() - began)
+        return readings.stop
+
+    def _valid_tokens(self, microbatches: list[Microbatch]) -> int:
+        """Unmasked targets of the global batch."""
+        local = sum(int((labels != IGNORED).sum()) for _, labels in microbatches)
+        if self.plan.topology.data_parallel == 1:
+            return local
+        total = torch.tensor(local, device=self.platform.device)
+        dist.all_reduce(total, group=mpu.get_data_parallel_group())
+        return int(total)
+
+    def forward_backward(self, microbatches: list[Microbatch], *, backward: bool = True) -> torch.Tensor:
+        """Run the pipeline schedule. Returns the loss summed over this rank's tokens, 0 but on the last stage."""
+        topology = self.plan.topology
+        one = len(self.chunks) == 1
+        iterators = [iter(microbatches) for _ in self.chunks]
+        outputs = get_forward_backward_func()(
+            forward_step_func=self._forward_step,
+            data_iterator=iterators[0] if one else iterators,
+            model=self.chunks[0] if one else self.chunks,
+            num_microbatches=len(microbatches),
+            seq_length=self.plan.experiment.train.seq_length,
+            micro_batch_size=topology.micro_batch_size,
+            forward_only=not backward,
+        )
+        losses = [output["loss"] for output in outputs]
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.platform.device)
+
+    def _forward_step(
+        self, iterator: Iterator[Microbatch], chunk: Any
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]]:
+        """Megatron's schedules call it for each microbatch and chunk."""
+        inputs, labels = next(iterator)
+        split = partial(on_this_rank, ranks=self.plan.topology.context, rank=mpu.get_context_parallel_rank())
+        tokens, positions, targets = (
+            split(tensor.to(self.platform.device)) for tensor in (inputs["input"], inputs["positions"], labels)
+        )
+        valid = targets != IGNORED
+        within = self.plan.data.document_attention == "within"
+        mask = within_documents(inputs["positions"].to(self.platform.device)) if within else None
+        output = chunk(tokens, positions, mask, labels=targets.where(valid, 0))
+
+        def loss_of(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            total = (losses.float() * valid).sum()
+            return total, valid.sum().int(), {"loss": total.detach().clone()}
+
+        return output, loss_of
+
+    def _refuse(self, loss: float, grad_norm: float, ranks: tuple[int, ...]) -> None:
+        """Stop before the update. The checkpoints on the disk are from finite steps."""
+        self.checkpoints.finish()
+        what = f"the loss is {loss}" if ranks else f"the loss is {loss}, but the gradient norm is {grad_norm}"
+        which = f" on rank {', '.join(map(str, ranks))}" if ranks else " (one norm for all ranks)"
+        kept = self.checkpoints.complete_step
+        raise TrainingError(
+            f"{what}{which}; no weight was updated with it",
+            where=f"step {self.step}",
+            remedy="lower optimizer.lr or optimizer.clip_grad_norm, or look at the data of this step; "
+            + (f"the checkpoint of step {kept} is intact" if kept is not None else "there is no checkpoint yet"),
+        )
+
+    def _evaluate(self, *, always: bool) -> None:
+        if self.evaluation is not None and (always or self.step % self.plan.experiment.eval.interval == 0):
+            self.evaluation.run(self.step)
