@@ -1,4 +1,4 @@
-"""``primus-cli config``: show, check and compare experiment files; the key reference."""
+"""``primus-cli config``: show, check, compare and import experiment files; the key reference."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from primus.cli import config_import
 from primus.config.load import Resolved, load
 from primus.config.report import show as show_error
 from primus.errors import ConfigError, PrimusError, UsageError
@@ -21,7 +22,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group(name="config")
 def command() -> None:
-    """Show, check and compare experiment files; print the key reference."""
+    """Show, check, compare and import experiment files; print the key reference."""
+
+
+command.add_command(config_import.command)
 
 
 @command.command()

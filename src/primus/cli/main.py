@@ -39,6 +39,7 @@ VERBS = {
     "data": "Prepare token datasets and look into them.",
     "config": "Show, check and compare experiment files; the key reference.",
     "run": "List, show and plot runs; read their logs.",
+    "numerics": "Compare what two runs computed, step by step.",
     "checkpoint": "List, verify, convert and prune checkpoints.",
     "env": "List, make and check the Python environments.",
 }

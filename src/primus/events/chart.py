@@ -17,12 +17,14 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 34, 42
 BUCKETS = 600
 
 
-Style = Literal["raw", "line", "points"]
+Style = Literal["raw", "line", "second", "points", "broken"]
+_DOTS = ("points", "broken")
 
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn: finite values over ascending x. style ``raw`` is faint."""
+    """What is drawn: finite values over ascending x. style ``raw`` is faint, ``second`` dashed so that what it
+    covers shows; ``points`` and ``broken``, which alarms, are dots."""
 
     label: str
     x: Sequence[float]
@@ -37,7 +39,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """unit: of the y axis; text: how a value reads; from_zero: whether the axis begins there; log: y on a log scale."""
+    """unit: of the y axis; text: how a value reads; from_zero: whether the axis begins there; log: y on a log scale,
+    whose lowest mark ``floor``, if any, stands for 0: there belongs what a log scale has no place for. level: a value
+    marked all across, and its name; steps: what the x axis spans, if not just the values; empty: what is said instead
+    of values."""
 
     title: str
     unit: str
@@ -45,6 +50,10 @@ class Chart:
     text: Callable[[float], str]
     from_zero: bool = False
     log: bool = False
+    floor: float | None = None
+    level: tuple[float, str] | None = None
+    steps: tuple[float, float] | None = None
+    empty: str = "no data yet"
 
 
 def thin(x: Sequence[float], y: Sequence[float], buckets: int = BUCKETS) -> tuple[Sequence[float], Sequence[float]]:
@@ -96,6 +105,15 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
     ]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round values between the powers of ten `low` and `high`: 1, 2 and 5 times a power, or powers alone when there
+    are many."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    factors, every = (1, 2, 5) if high - low <= 3 else (1,), 1 + len(powers) // 12
+    found = [factor * 10.0**power for power in powers if power % every == 0 for factor in factors]
+    return [value for value in found if low <= math.log10(value) <= high]
+
+
 class _Axis:
     """From values to coordinates of the drawing."""
 
@@ -123,20 +141,16 @@ class _Axis:
         return self.start + (place - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        if not self.log:
-            return ticks(self.low, self.high)
-        powers = range(math.floor(self.low), math.ceil(self.high) + 1)
-        factors = (1,) if self.high - self.low > 3 else (1, 2, 5)
-        found = [factor * 10.0**power for power in powers for factor in factors]
-        return [value for value in found if self.low <= math.log10(value) <= self.high]
+        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high)
 
 
 def svg(chart: Chart, *, style: str = "") -> str:
     """The chart as one ``<svg>`` element; style: CSS for a file of its own (a page brings its own)."""
     shown = [_positive(series) if chart.log else series for series in chart.series]
-    x_axis = _Axis([value for series in shown for value in series.x], _LEFT, WIDTH - _RIGHT)
+    x_axis = _Axis([*(chart.steps or ()), *(value for series in shown for value in series.x)], _LEFT, WIDTH - _RIGHT)
     values = [value for series in shown for value in series.y]
-    y_axis = _Axis(values, HEIGHT - _BOTTOM, _TOP, zero=chart.from_zero, log=chart.log)
+    marked = [*values, chart.level[0]] if chart.level else values
+    y_axis = _Axis(marked, HEIGHT - _BOTTOM, _TOP, zero=chart.from_zero, log=chart.log)
     if not chart.from_zero:
         y_axis.pad(0.04)
     parts = [
@@ -147,13 +161,18 @@ def svg(chart: Chart, *, style: str = "") -> str:
     ]
     for series in shown:
         points = [(x_axis(a), y_axis(b)) for a, b in zip(series.x, series.y, strict=True)]
-        if series.style == "points" or len(points) == 1:
+        dots = series.style in _DOTS
+        if dots or len(points) == 1:
             parts += [f'<circle class="dot {series.style}" cx="{a:.1f}" cy="{b:.1f}" r="3.2"/>' for a, b in points]
-        if points and series.style != "points":
+        if points and not dots:
             path = "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
             parts.append(f'<path class="{series.style}" d="M{path}"/>')
     if not values:
-        parts.append(f'<text class="empty" x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no data yet</text>')
+        parts.append(
+            f'<text class="empty" x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">{escape(chart.empty)}</text>'
+        )
+    if chart.level:
+        parts += _level(*chart.level, y_axis)
     parts += _legend(chart)
     parts.append(f'<line class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}" x1="-9" x2="-9"/></svg>')
     return "\n".join(part for part in parts if part)
@@ -167,9 +186,9 @@ def _positive(series: Series) -> Series:
 def _axes(chart: Chart, x_axis: _Axis, y_axis: _Axis) -> Iterable[str]:
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
     for value in y_axis.ticks():
-        y = y_axis(value)
+        y, label = y_axis(value), "0" if value == chart.floor else escape(_tick(value))
         yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{escape(_tick(value))}</text>'
+        yield f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
     for value in x_axis.ticks():
         if value == int(value):
             x = x_axis(value)
@@ -180,6 +199,13 @@ def _axes(chart: Chart, x_axis: _Axis, y_axis: _Axis) -> Iterable[str]:
     yield f'<text class="unit" x="{(right + _LEFT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">optimizer step</text>'
     unit = f'<tspan class="unit" dx="8">{escape(chart.unit)}</tspan>'
     yield f'<text class="title" x="8" y="18">{escape(chart.title)}{unit}</text>'
+
+
+def _level(value: float, name: str, y_axis: _Axis) -> Iterable[str]:
+    y, right = y_axis(value), WIDTH - _RIGHT
+    yield f'<line class="level" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    baseline = y + 14 if y < _TOP + 14 else y - 5  # its name must not run into the title
+    yield f'<text class="level" x="{right - 4}" y="{baseline:.1f}" text-anchor="end">{escape(name)}</text>'
 
 
 def _tick(value: float) -> str:
@@ -196,8 +222,8 @@ def _legend(chart: Chart) -> Iterable[str]:
         x -= 7 * len(series.label)
         yield f'<text class="legend" x="{x}" y="18">{escape(series.label)}</text>'
         x -= 20
-        if series.style == "points":
-            yield f'<circle class="dot points" cx="{x + 9}" cy="14" r="3.2"/>'
+        if series.style in _DOTS:
+            yield f'<circle class="dot {series.style}" cx="{x + 9}" cy="14" r="3.2"/>'
         else:
             yield f'<path class="{series.style}" style="stroke-width:2.5" d="M{x} 14H{x + 14}"/>'
         x -= 14

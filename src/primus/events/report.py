@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
-import time
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from operator import truediv
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from primus import __version__
 from primus.checkpoints import store
-from primus.errors import PrimusError, RunDirectoryError
+from primus.errors import PrimusError
 from primus.events import units
-from primus.events.chart import Chart, Series, finite, read_out, smooth, svg
+from primus.events.chart import Chart, Series, finite, smooth, svg
 from primus.events.history import RunHistory, read_run
+from primus.events.page import CHART_STYLE, moment, page, replace_file, table
 
-CHART_STYLE = """\
-svg.chart { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; touch-action: pan-y; }
-.chart text { fill: var(--soft); }
-.chart text.title { fill: var(--ink); font-size: 14px; font-weight: 600; }
-.chart .title .unit { fill: var(--soft); font-size: 12px; font-weight: 400; }
-.chart .grid { stroke: var(--rule); }
-.chart .axis { stroke: var(--soft); }
-.chart .cursor { stroke: var(--soft); stroke-dasharray: 3 3; }
-.chart path { fill: none; stroke-linejoin: round; }
-.chart path.raw { stroke: var(--raw); stroke-width: 1; }
-.chart path.line { stroke: var(--line); stroke-width: 1.8; }
-.chart .dot { fill: var(--line); }
-.chart .dot.points { fill: var(--points); stroke: var(--card); }"""
 _STANDALONE_STYLE = (
     "svg { --ink: #1d2125; --soft: #667078; --rule: #e2e5e7; --raw: #b9cbe6; --line: #1c5fb8; --points: #c8500b;"
     " --card: #fff; background: #fff; }\n" + CHART_STYLE
 )
-OPEN_ROWS = 12
-"""Longer tables are folded."""
-TABLE_ROWS = 200
-"""Longest table; of longer ones the newest rows are shown and the rest counted."""
 
 
 def write_report(run_directory: Path, *, history: RunHistory | None = None, output: Path | None = None) -> Path:
@@ -51,28 +29,14 @@ def write_report(run_directory: Path, *, history: RunHistory | None = None, outp
     Raises RunDirectoryError when it cannot be written."""
     history = history or read_run(run_directory)
     path = output or Path(run_directory) / "report.html"
-    _replace(path, render(history))
+    replace_file(path, render(history))
     return path
 
 
 def write_loss_svg(history: RunHistory, output: Path) -> Path:
     """Write the loss curve alone, as an SVG file."""
-    _replace(output, svg(charts(history)[0], style=_STANDALONE_STYLE) + "\n")
+    replace_file(output, svg(charts(history)[0], style=_STANDALONE_STYLE) + "\n")
     return output
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunDirectoryError(
-            f"the report cannot be written: {error.strerror}",
-            where=str(path),
-            remedy="give another place with --output",
-        ) from error
 
 
 def charts(history: RunHistory) -> tuple[Chart, ...]:
@@ -114,25 +78,18 @@ def _spread(values: Sequence[float]) -> float:
 
 def render(history: RunHistory) -> str:
     """The page as text."""
-    drawn = charts(history)
-    template = Template(files("primus.events").joinpath("report.html").read_text(encoding="utf-8"))
-    figures = [f'<figure>{svg(chart)}<div class="note" hidden></div></figure>' for chart in drawn]
-    data = json.dumps([read_out(chart) for chart in drawn], separators=(",", ":"), ensure_ascii=False)
     total = history.total_steps
     last = history.steps.step[-1] if history.steps else 0
-    return template.substitute(
-        title=escape(f"{history.name}: training report"),
-        name=escape(history.name),
+    return page(
+        title=f"{history.name}: training report",
+        heading=history.name,
+        tone=history.status,
         status=history.status,
-        progress=escape(f"step {last:,} of {total:,}" if total else f"step {last:,}"),
-        facts="\n".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts(history).items()),
-        chart_style=CHART_STYLE,
-        charts="\n".join(figures),
-        tables="\n".join(_sections(history)),
-        data=data.replace("<", "\\u003c"),
-        footer=escape(
-            f"Primus {__version__}, {_moment(time.time())}. Made from the event files of {history.directory}."
-        ),
+        note=f"step {last:,} of {total:,}" if total else f"step {last:,}",
+        facts=facts(history),
+        charts=charts(history),
+        sections=_sections(history),
+        source=f"Made from the event files of {history.directory}.",
     )
 
 
@@ -184,26 +141,26 @@ def _sections(history: RunHistory) -> Iterable[str]:
         )
     rows: list[Sequence[str]] = [
         (
-            str(a.number), _moment(a.started), a.reason or "", "" if a.resumed_from is None else f"{a.resumed_from:,}",
+            str(a.number), moment(a.started), a.reason or "", "" if a.resumed_from is None else f"{a.resumed_from:,}",
             "" if a.last_step is None else f"{a.first_step:,} to {a.last_step:,}", units.duration(a.seconds),
             f"{a.world_size} x {a.device}" if a.device else "",
         )
         for a in history.attempts
     ]  # fmt: skip
-    yield _table("Attempts", ("attempt", "started", "ended", "resumed from step", "steps", "duration", "devices"), rows)
-    yield _table(
+    yield table("Attempts", ("attempt", "started", "ended", "resumed from step", "steps", "duration", "devices"), rows)
+    yield table(
         "Checkpoints", ("step", "saved", "on disk", "size", "time to save", "training paused"), _checkpoints(history)
     )
     rows = [
         (f"{e['step']:,}", units.loss(e["loss"]), units.count(e["tokens"]), units.duration(e["seconds"]))
         for e in history.evals
     ]
-    yield _table("Validation", ("step", "loss (nats/token)", "tokens", "duration"), rows)
+    yield table("Validation", ("step", "loss (nats/token)", "tokens", "duration"), rows)
     rows = [
-        (_moment(n["time"]), str(n["attempt"]), "" if n.get("step") is None else f"{n['step']:,}", n["message"][:2000])
+        (moment(n["time"]), str(n["attempt"]), "" if n.get("step") is None else f"{n['step']:,}", n["message"][:2000])
         for n in history.notices
     ]
-    yield _table("Notices", ("time", "attempt", "step", "notice"), rows)
+    yield table("Notices", ("time", "attempt", "step", "notice"), rows)
     plan = history.plan or {}
     if plan.get("experiment"):
         import yaml
@@ -233,21 +190,8 @@ def _checkpoints(history: RunHistory) -> list[tuple[str, ...]]:
         size = record["bytes"] if record else entry.info.bytes if entry and entry.info else None
         times = [units.duration(record[key]) for key in ("seconds", "blocked_seconds")] if record else ["", ""]
         state, bytes_ = entry.state if entry else "removed", "" if size is None else units.size(size)
-        rows.append((f"{step:,}", _moment(when), state, bytes_, *times))
+        rows.append((f"{step:,}", moment(when), state, bytes_, *times))
     return rows
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    shown = rows[-TABLE_ROWS:]
-    more = f"<p>The newest {len(shown)} of {len(rows):,}.</p>" if len(shown) < len(rows) else ""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown)
-    table = f'{more}<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
-    if len(rows) > OPEN_ROWS:
-        return f"<details><summary>{escape(title)} ({len(rows):,})</summary>{table}</details>"
-    return f"<h2>{escape(title)}</h2>{table}"
 
 
 def _known(value: Any) -> Any:
@@ -255,10 +199,3 @@ def _known(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _known(item) for key, item in value.items() if item is not None}
     return [_known(item) for item in value] if isinstance(value, list) else value
-
-
-def _moment(when: float | None) -> str:
-    try:
-        return "" if when is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
-    except (OverflowError, ValueError, OSError):
-        return "?"

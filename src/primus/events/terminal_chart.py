@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from primus.events.chart import finite, ticks
+from primus.events.chart import finite, log_ticks, ticks
 from primus.events.units import count
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BLANK = 0x2800
 POINT = "●"
+LEVEL = "╌"
 
 
 def draw(
@@ -21,21 +22,36 @@ def draw(
     width: int,
     height: int,
     ascii_only: bool = False,
+    log: bool = False,
+    floor: float | None = None,
+    level: float | None = None,
 ) -> list[str]:
     """The lines of a chart at most `width` by `height` characters, axes included. y: the curve; points: drawn over it.
-    Values that are not finite are left out; no value at all gives no lines."""
+    Values that are not finite are left out; no value at all gives no lines.
+
+    log: y on a logarithmic scale, all values positive; its mark `floor`, if any, reads 0. level: marked all across.
+    """
     x, y = finite(x, y)
     points = [point for point in points if math.isfinite(point[1])]
+    if log:
+        y, points = [math.log10(value) for value in y], [(place, math.log10(value)) for place, value in points]
+        level = None if level is None else math.log10(level)
     values = [*y, *(value for _, value in points)]
     if not values:
         return []
+    if level is not None:
+        values.append(level)
     low, high = min(values), max(values)
     margin = (high - low) * 0.02 or abs(high) * 0.1 or 1.0
     low, high = low - margin, high + margin
     places = [*x, *(place for place, _ in points)]
     left, right = min(places), max(places)
     rows = max(3, height - 2)
-    labels = {_row(value, low, high, rows): f"{value:.6g}" for value in ticks(low, high, max(2, rows // 3))}
+    if log:
+        marks = {math.log10(value): "0" if value == floor else f"{value:g}" for value in log_ticks(low, high)}
+    else:
+        marks = {value: f"{value:.6g}" for value in ticks(low, high, max(2, rows // 3))}
+    labels = {_row(value, low, high, rows): label for value, label in marks.items()}
     gutter = max(map(len, labels.values()), default=1) + 1
     columns = max(8, width - gutter - 2)
 
@@ -47,6 +63,9 @@ def draw(
     cells = [[chr(code) if code != _BLANK else " " for code in row] for row in canvas]
     if ascii_only:
         cells = [["*" if cell != " " else " " for cell in row] for row in cells]
+    if level is not None:
+        row = cells[_row(level, low, high, rows)]
+        row[:] = [("-" if ascii_only else LEVEL) if cell == " " else cell for cell in row]
     for place, value in points:
         cells[_row(value, low, high, rows)][_column(place, left, right, columns)] = "o" if ascii_only else POINT
     edge, corner, rule = ("|", "+", "-") if ascii_only else ("┤", "└", "─")
