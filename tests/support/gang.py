@@ -101,6 +101,7 @@ def run_gang(
     ]
     spec.write_text(json.dumps(entries), encoding="utf-8")
     variables = {name: value for name, value in os.environ.items() if measured or not name.startswith("COVERAGE_")}
+    variables |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
     processes = []
     for rank in range(world):
         with (directory / f"rank-{rank}.log").open("w", encoding="utf-8") as log:

@@ -5,9 +5,11 @@ It shares with Primus only what the numerics contract publishes: the sample orde
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from primus.config.experiment import Model
 from primus.config.huggingface import to_config
 from primus.data.reader import open_training
 from primus.numerics.init import normal
@@ -24,8 +27,12 @@ from primus.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Trained:
+    """gap: smallest distance, over all tokens and steps, of the scores of the last expert chosen and the first one not;
+    infinite without experts."""
+
     losses: dict[int, float]
     norms: dict[int, float]
+    gap: float
 
 
 def train(plan: Plan, dtype: torch.dtype = torch.float32) -> Trained:
@@ -33,6 +40,7 @@ def train(plan: Plan, dtype: torch.dtype = torch.float32) -> Trained:
     experiment = plan.experiment
     settings, schedule = experiment.train, experiment.optimizer
     model = random_model(plan, dtype)
+    gaps = watch_routers(model, experiment.model)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -60,7 +68,24 @@ def train(plan: Plan, dtype: torch.dtype = torch.float32) -> Trained:
         optimizer.step()
         optimizer.zero_grad()
         losses[step + 1] = loss.item()
-    return Trained(losses, norms)
+    return Trained(losses, norms, min(gaps, default=math.inf))
+
+
+def watch_routers(model: torch.nn.Module, fields: Model) -> list[float]:
+    """A list to which every router adds its smallest gap whenever it is used. Routing in groups is not looked into."""
+    gaps: list[float] = []
+
+    def look(_: torch.nn.Module, __: Any, output: Any) -> None:
+        logits = (output[0] if isinstance(output, tuple) else output).detach().flatten(0, -2)
+        scores = logits.sigmoid() if fields.scoring_func == "sigmoid" else logits.softmax(-1)
+        chosen = fields.num_experts_per_tok or 0
+        best = scores.topk(chosen + 1, dim=-1).values
+        gaps.append((best[:, -2] - best[:, -1]).min().item())
+
+    for module in model.modules():
+        if type(module).__name__.lower().endswith("router"):
+            module.register_forward_hook(look)
+    return gaps
 
 
 def random_model(plan: Plan, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -74,7 +99,7 @@ def random_model(plan: Plan, dtype: torch.dtype = torch.float32) -> torch.nn.Mod
         start = {name: _start(plan, name, tensor) for name, tensor in load_file(path).items()}
         save_file(start, path, metadata={"format": "pt"})
         model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, attn_implementation="eager"
+            directory, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
         )
     return model.train()
 

@@ -54,3 +54,10 @@ def known_arguments(function: Any, **arguments: Any) -> dict[str, Any]:
     """Those of `arguments` that `function` takes: what one version has no name for is what it always does."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in arguments.items() if name in names}
+
+
+def gradients_for_norm(part: Any) -> list[Any]:
+    """Of one of Megatron's optimizers, the gradients that belong to this rank's share of the norm."""
+    current = getattr(part, "get_grads_for_grad_norm", None)  # from 0.18
+    found: list[Any] = current() if current else part.get_main_grads_for_grad_norm()
+    return found

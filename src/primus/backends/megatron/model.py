@@ -13,6 +13,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.post_training.modelopt.layers import Linear
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
@@ -118,6 +119,15 @@ def _block(model: Model, config: Any, stage: int | None) -> TransformerBlockSubm
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm)
 
 
+class LatentAttention(MLASelfAttention):  # type: ignore[misc]
+    """Multi-head latent attention of exactly the specified parts. From 0.18 Megatron chooses among them, and knows no
+    model that norms its compressed keys but does not compress its queries."""
+
+    def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
+        names = ("linear_q_proj", "linear_q_up_proj", "linear_kv_up_proj", "q_layernorm", "kv_layernorm")
+        return {name: getattr(submodules, name) for name in names}
+
+
 def _layer(config: Any, *, mixture: bool) -> Any:
     """Megatron's specification of a layer, with our norms and attention in it."""
     spec = get_gpt_layer_local_spec(
@@ -135,7 +145,10 @@ def _layer(config: Any, *, mixture: bool) -> Any:
     for name in ("q_layernorm", "k_layernorm", "kv_layernorm"):
         if getattr(attention, name, IdentityOp) is not IdentityOp:
             setattr(attention, name, inner)
+    if config.multi_latent_attention and config.q_lora_rank is None:
+        attention.q_layernorm = IdentityOp  # there is nothing compressed to norm
     if config.multi_latent_attention:
+        parts.self_attention.module = LatentAttention
         # every rank needs whole latents: cut by rank, the rotated key would get the gradient of its own heads only
         for name in ("linear_q_down_proj", "linear_kv_down_proj"):
             setattr(attention, name, Linear)

@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from primus.backends.megatron import compat
 from primus.backends.megatron.shards import shards
+from primus.backends.pytorch.norms import squared_norm
 from primus.backends.pytorch.pieces import Piece, Pieces, cut
 from primus.backends.pytorch.shards import Shard
 from primus.plan.plan import Plan
@@ -52,6 +55,9 @@ class Optimizer:
         )
         self._distributed = config.use_distributed_optimizer
         self._engine = get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
+        self._parts = getattr(self._engine, "chained_optimizers", [self._engine])
+        """One for parameters that all data-parallel ranks hold, one for experts."""
+        self._device = next(chunks[0].parameters()).device
         self._held = list(self._find())
         self._buffers = [
             (shard, tensor) for shard, tensor in shards(chunks) if not isinstance(tensor, torch.nn.Parameter)
@@ -59,8 +65,7 @@ class Optimizer:
 
     def _find(self) -> Iterator[Held]:
         """Creates the moments too, which torch's AdamW would make at its first step."""
-        parts = getattr(self._engine, "chained_optimizers", [self._engine])
-        owner = {id(parameter): part for part in parts for parameter in _parameters(part)}
+        owner = {id(parameter): part for part in self._parts for parameter in _parameters(part)}
         for shard, parameter in shards(self._chunks):
             part = owner.get(id(parameter))
             if part is None:
@@ -91,7 +96,13 @@ class Optimizer:
     def gradient_norm(self) -> float:
         """Of the whole model; gradients must have been reduced."""
         self._engine.prepare_grads()
-        return float(self._engine.get_grad_norm())
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for part in self._parts:
+            # of parameters that several ranks hold whole, one of them gives the gradient
+            mine = squared_norm(compat.gradients_for_norm(part), self._device)
+            dist.all_reduce(mine, group=part.get_grad_stats_parallel_group())
+            total += mine
+        return math.sqrt(total.item())
 
     def step(self, lr: float, norm: float) -> None:
         """Update with gradients of the global norm `norm`, scaled down to the experiment's limit."""
@@ -129,7 +140,7 @@ class Optimizer:
     def publish(self) -> None:
         """Bring the fp32 weights into the model, on every rank that holds a copy."""
         with torch.no_grad():
-            for part in getattr(self._engine, "chained_optimizers", [self._engine]):
+            for part in self._parts:
                 copy = getattr(part, "_copy_main_params_to_model_params", None)
                 if copy is not None:
                     copy()

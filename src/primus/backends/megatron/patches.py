@@ -38,12 +38,14 @@ def _transformer_engine_missing() -> bool:
 
 
 def _say_it_is_missing() -> None:
+    from megatron.core.post_training.modelopt.layers import Linear
     from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils
 
-    if not hasattr(multi_latent_attention, "HAVE_TE"):
-        raise AttributeError("megatron.core.transformer.multi_latent_attention has no HAVE_TE")
-    multi_latent_attention.HAVE_TE = False
+    for name in ("HAVE_TE", "Linear"):
+        if not hasattr(multi_latent_attention, name):
+            raise AttributeError(f"megatron.core.transformer.multi_latent_attention has no {name}")
+    multi_latent_attention.HAVE_TE, multi_latent_attention.Linear = False, Linear
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
 
@@ -52,7 +54,8 @@ def _known_to_be_missing() -> bool:
     from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils
 
-    return not multi_latent_attention.HAVE_TE and moe_utils.te_general_gemm is None
+    known = not multi_latent_attention.HAVE_TE and multi_latent_attention.Linear is not None
+    return known and moe_utils.te_general_gemm is None
 
 
 def _always() -> bool:
@@ -111,9 +114,10 @@ MENDS: tuple[Mend, ...] = (
     ),
     Mend(
         Patch(
-            target="megatron.core.transformer.multi_latent_attention.HAVE_TE, moe.moe_utils.te_general_gemm",
+            target="megatron.core.transformer.multi_latent_attention.HAVE_TE, Linear, moe.moe_utils.te_general_gemm",
             versions=VERSIONS,
-            reason="without TransformerEngine one is true, as its wrappers can be imported, and the other undefined",
+            reason="without TransformerEngine the first is true in 0.16.1, as its wrappers can be imported; the second, "
+            "which does not need it, is missing in 0.19.2; the last is undefined in 0.16.1",
             removal="both modules ask whether TransformerEngine itself is there",
         ),
         EVERY,

@@ -21,6 +21,7 @@ from primus.backends.pytorch.meter import Meter, plain
 from primus.backends.pytorch.profiling import Profiling
 from primus.backends.pytorch.samples import Microbatch
 from primus.backends.torchtitan.checkpoint import Checkpoints
+from primus.backends.torchtitan.clipping import clip_gradients
 from primus.backends.torchtitan.evaluation import Evaluation
 from primus.backends.torchtitan.loader import SampleLoader
 from primus.backends.torchtitan.optimizer import Optimizers, Schedule
@@ -140,12 +141,11 @@ class PrimusTrainer(Trainer):
             for inputs, labels in self.passes(microbatches)
         ]
         loss = torch.stack(losses).sum()
-        grad_norm = dist_utils.clip_grad_norm_(
+        grad_norm = clip_gradients(
             [parameter for part in self.model_parts for parameter in part.parameters()],
-            self.config.training.max_norm or math.inf,
-            foreach=True,
-            pp_mesh=self.parallel_dims.get_optional_mesh("pp"),
-            ep_enabled=self.parallel_dims.ep_enabled,
+            self.config.training.max_norm,
+            stage_ranks=self.session.world_size // self.parallel_dims.pp,
+            device=self.device,
         )
         readings = self.meter.read(loss, grad_norm)
         if readings.unfinite_ranks or not math.isfinite(readings.grad_norm):

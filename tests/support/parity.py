@@ -1,0 +1,128 @@
+"""The same tiny experiment on every engine and layout, and a plain loop: what is run, and how far they may differ.
+
+``tests/parity`` holds them to it; ``make parity`` writes the table of docs/numerics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import megatron_next
+import reference
+import torch
+from gang import Case, Ran, run_gang
+from tiny import DEEPSEEK_V3, LLAMA, MIXTRAL, QWEN3, make
+
+DENSE_BAND = 1e-5
+"""Largest difference of a loss, in nats, from the plain loop's."""
+
+SETTINGS: dict[str, Any] = {
+    "train__steps": 20,
+    "train__seq_length": 256,  # TorchTitan cuts sequences in blocks of 128
+    "train__global_batch_size": 4,
+    "train__micro_batch_size": 1,
+    "optimizer__lr": 2e-3,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "qwen3": QWEN3 | {"tie_word_embeddings": False},
+    "mixtral": MIXTRAL,
+    "deepseek_v3": DEEPSEEK_V3 | {"num_hidden_layers": 4},
+}
+MIXTURES = ("mixtral", "deepseek_v3")
+SEEDS = {"mixtral": 1234, "deepseek_v3": 5}
+"""With which no token of the reference is close to another choice of experts."""
+
+ENGINES: dict[str, tuple[str, bool]] = {
+    "torchtitan 0.3.0": ("torchtitan", False),
+    "megatron 0.16.1": ("megatron", False),
+    f"megatron {megatron_next.VERSION}": ("megatron", True),
+}
+"""Name -> backend, and whether it runs in the overlay."""
+
+LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
+    "1 process": (1, {}),
+    "data_shard 2": (2, {"data_shard": 2}),
+    "data_replicate 2": (2, {"data_replicate": 2}),
+    "tensor 2": (2, {"tensor": 2}),
+    "pipeline 2": (2, {"pipeline": 2}),
+    "pipeline 2, 2 virtual": (2, {"pipeline": 2, "virtual_pipeline": 2}),
+    "context 2": (2, {"context": 2}),
+    "expert 2": (2, {"data_shard": 2, "expert": 2}),
+    "data_replicate 2 x data_shard 2": (4, {"data_replicate": 2, "data_shard": 2}),
+    "tensor 2 x pipeline 2": (4, {"tensor": 2, "pipeline": 2}),
+    "tensor 2 x data_shard 2": (4, {"tensor": 2, "data_shard": 2}),
+    "context 2 x pipeline 2": (4, {"context": 2, "pipeline": 2}),
+    "expert 2 x tensor 2": (4, {"data_shard": 2, "tensor": 2, "expert": 2}),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """band: largest difference an engine may have: rounding of fp32 as the plain loop itself shows it, with a margin.
+    gap: smallest distance of a chosen expert's score from the best one not chosen; None without experts."""
+
+    losses: dict[int, float]
+    band: float
+    gap: float | None
+
+
+def combinations() -> Iterator[tuple[str, str, str]]:
+    """(model, engine, layout) of everything that makes sense."""
+    for model in MODELS:
+        for engine in ENGINES:
+            for layout, (_, axes) in LAYOUTS.items():
+                if "expert" not in axes or model in MIXTURES:
+                    yield model, engine, layout
+
+
+@cache
+def plain_loop(model: str, root: Path, dataset: Path) -> Reference:
+    """The reference, in fp32, and for mixtures in fp64 too."""
+    plan = make(root / f"reference-{model}", dataset, model=MODELS[model], **_settings(model))
+    trained = reference.train(plan)
+    if model not in MIXTURES:
+        return Reference(trained.losses, DENSE_BAND, None)
+    exact = reference.train(plan, torch.float64)
+    noise = max(abs(trained.losses[step] - exact.losses[step]) for step in trained.losses)
+    return Reference(trained.losses, max(DENSE_BAND, 4 * noise), exact.gap)
+
+
+def run(wanted: Sequence[tuple[str, str, str]], root: Path, dataset: Path) -> dict[tuple[str, str, str], Ran]:
+    """Train all of `wanted`, each engine and number of processes in one gang."""
+    results: dict[tuple[str, str, str], Ran] = {}
+    for engine, (backend, newer) in ENGINES.items():
+        for world in (1, 2, 4):
+            chosen = [key for key in wanted if key[1] == engine and LAYOUTS[key[2]][0] == world]
+            if not chosen:
+                continue
+            cases = {key: _case(key, backend, root, dataset) for key in chosen}
+            directory = root / f"gang {engine} {world}"
+            ran = run_gang(list(cases.values()), world, directory, overlay=megatron_next.overlay() if newer else None)
+            results |= {key: ran[case.name] for key, case in cases.items()}
+    return results
+
+
+def _case(key: tuple[str, str, str], backend: str, root: Path, dataset: Path) -> Case:
+    model, engine, layout = key
+    nproc, axes = LAYOUTS[layout]
+    name = " ".join((model, engine, layout)).replace(" ", "-").replace(",", "")
+    options = {f"parallel__{axis}": size for axis, size in axes.items()}
+    plan = make(root / name, dataset, nproc=nproc, model=MODELS[model], backend=backend, **_settings(model), **options)
+    return Case(name, plan)
+
+
+def _settings(model: str) -> dict[str, Any]:
+    mixture = {"train__seed": SEEDS[model], "moe__balance": "none"} if model in MIXTURES else {}
+    return SETTINGS | mixture
+
+
+def difference(ran: Ran, expected: Reference) -> float:
+    """Largest difference of the losses of all steps, in nats."""
+    losses = ran.ended().losses
+    assert losses.keys() == expected.losses.keys()
+    return max(abs(losses[step] - expected.losses[step]) for step in losses)
