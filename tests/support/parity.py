@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
     "train__steps": 20,
     "train__seq_length": 256,  # TorchTitan cuts sequences in blocks of 128
     "train__global_batch_size": 4,
-    "train__micro_batch_size": 1,
+    "train__micro_batch_size": 2,
     "optimizer__lr": 2e-3,
 }
 MODELS: dict[str, dict[str, Any]] = {
@@ -112,6 +112,8 @@ def _case(key: tuple[str, str, str], backend: str, root: Path, dataset: Path) ->
     nproc, axes = LAYOUTS[layout]
     name = " ".join((model, engine, layout)).replace(" ", "-").replace(",", "")
     options = {f"parallel__{axis}": size for axis, size in axes.items()}
+    if axes.get("data_replicate", 1) * axes.get("data_shard", 1) == 4:
+        options["train__micro_batch_size"] = 1
     plan = make(root / name, dataset, nproc=nproc, model=MODELS[model], backend=backend, **_settings(model), **options)
     return Case(name, plan)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.placement_types import Replicate, Shard
+from torch.distributed.tensor.placement_types import Replicate, Shard, _StridedShard
 
 from primus.backends.pytorch.norms import squared_norm
 
@@ -22,18 +22,21 @@ def clip_gradients(
     stage_ranks: ranks that share this rank's pipeline stage, which hold its parameters in pieces or whole. TorchTitan's
     own norm takes torch's over whole tensors, which on a CPU depends on how they are cut.
     """
-    kept = [parameter for parameter in parameters if parameter.grad is not None]
     by_copies: dict[int, list[torch.Tensor]] = {}
-    for parameter in kept:
-        local, pieces = _local(parameter)
-        by_copies.setdefault(stage_ranks // pieces, []).append(local)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            local, pieces = _local(parameter)
+            by_copies.setdefault(stage_ranks // pieces, []).append(local)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for copies, gradients in by_copies.items():
         total += squared_norm(gradients, device) / copies
     if dist.get_world_size() > 1:
         dist.all_reduce(total)
     norm = total.sqrt().float()
-    torch.nn.utils.clip_grads_with_norm_(kept, limit or math.inf, norm, foreach=True)
+    # the small number in the divisor is torch's and every engine's
+    factor = ((limit or math.inf) / (norm + 1e-6)).clamp(max=1.0)
+    for gradients in by_copies.values():
+        torch._foreach_mul_(gradients, factor)
     return norm
 
 
@@ -43,8 +46,8 @@ def _local(parameter: torch.nn.Parameter) -> tuple[torch.Tensor, int]:
     assert gradient is not None
     if not isinstance(gradient, DTensor):
         return gradient, 1
-    if not all(isinstance(placement, Shard | Replicate) for placement in gradient.placements):
+    if not all(isinstance(placement, Shard | _StridedShard | Replicate) for placement in gradient.placements):
         assert isinstance(parameter, DTensor)
-        gradient = gradient.redistribute(placements=parameter.placements)  # sums what is still apart
+        parameter.grad = gradient = gradient.redistribute(placements=parameter.placements)  # sums what is still apart
     sizes = zip(map(int, gradient.device_mesh.shape), gradient.placements, strict=True)
-    return gradient.to_local(), math.prod(size for size, placement in sizes if isinstance(placement, Shard))
+    return gradient.to_local(), math.prod(size for size, placement in sizes if not isinstance(placement, Replicate))
