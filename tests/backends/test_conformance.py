@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import megatron_next
 import pytest
 
+from primus.backends import registry
 from primus.events.follow import RunHistory
 from primus.plan.plan import Plan
 from primus.testing.conformance import Conformance
@@ -33,6 +35,26 @@ def test_a_backend_of_another_package_conforms(site: Path) -> None:
     tests = ROOT / "examples" / "plugin_backend" / "tests"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tests), str(tests)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+class TestMegatron(Conformance):
+    """The version that is installed; the newer one runs this class again, in a process of its own."""
+
+    backend = "megatron"
+
+    def test_it_is_the_version_that_is_meant(self) -> None:
+        wanted = os.environ.get("MEGATRON_VERSION", "0.16.1")
+        assert registry.get("megatron").native_schema().engine["megatron-core"] == wanted
+
+
+def test_the_newer_megatron_conforms() -> None:
+    path = os.pathsep.join([str(megatron_next.overlay()), *filter(None, sys.path)])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "TestMegatron"]
+    environment = {**os.environ, "PYTHONPATH": path, "MEGATRON_VERSION": megatron_next.VERSION}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
