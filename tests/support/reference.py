@@ -105,7 +105,7 @@ def random_model(plan: Plan, dtype: torch.dtype = torch.float32) -> torch.nn.Mod
 
 
 def _start(plan: Plan, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.ndim < 2:
+    if tensor.ndim < 2 or name.endswith("_bias"):
         return torch.ones_like(tensor) if name.endswith("norm.weight") else torch.zeros_like(tensor)
     drawn = normal(plan.experiment.train.seed, name, 0, tensor.numel()) * np.float32(plan.experiment.model.init_std)
     return torch.from_numpy(drawn).view_as(tensor)

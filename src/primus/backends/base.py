@@ -11,6 +11,9 @@ from primus.config.experiment import Experiment
 from primus.events.types import Event
 from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
+Progress = Callable[[int, int], None]
+"""(tensors done, tensors in all)."""
+
 NativeConfig = dict[str, Any]
 """JSON-ready configuration of one engine, as its worker understands it."""
 
@@ -90,4 +93,21 @@ class Backend(Protocol):
 
     def run(self, plan: Plan, session: Session) -> Result:
         """Train. The only place with heavy imports. Called once in every worker process."""
+        ...
+
+
+@runtime_checkable
+class Exchange(Protocol):
+    """What a backend offers beside whose runs can move to another engine and come from one. Each half runs in the
+    backend's own environment, and both know nothing of the other engine."""
+
+    def export_state(self, checkpoint: Path, directory: Path, progress: Progress) -> None:
+        """Write the complete `checkpoint` into the empty `directory`: ``weights``, ``exp_avg`` and ``exp_avg_sq``, each
+        a safetensors directory of fp32 tensors under Hugging Face's names, and ``state.json`` with ``step``,
+        ``consumed_samples`` and ``model``. Raises CheckpointError."""
+        ...
+
+    def import_state(self, directory: Path, checkpoint: Path, progress: Progress) -> None:
+        """Make the empty directory `checkpoint` a complete checkpoint of this backend with that state. Raises
+        CheckpointError."""
         ...

@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 """(tensors written, tensors in all)."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-READERS = {"torchtitan": "primus.backends.torchtitan.export"}
+READERS = {name: f"primus.backends.{name}.export" for name in ("megatron", "torchtitan")}
 """Backend -> module whose ``saved_model(directory, model)`` reads its checkpoints."""
 
 
@@ -52,7 +52,7 @@ def export_huggingface(
         raise CheckpointError(problems=problems)
     plan = _plan(checkpoint)
     model = Model.model_validate(info.model, strict=False)
-    backend = plan.get("experiment", {}).get("backend", "torchtitan")
+    backend = info.backend or plan.get("experiment", {}).get("backend", "torchtitan")
     if backend not in READERS:
         raise CheckpointError(f"checkpoints of {backend} cannot be converted", where=str(checkpoint))
     saved = import_module(READERS[backend]).saved_model(checkpoint, model)

@@ -36,7 +36,8 @@ class CheckpointFile:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """One complete checkpoint. model: the architecture fields it was saved with; saved: Unix seconds."""
+    """One complete checkpoint. model: the architecture fields it was saved with; saved: Unix seconds; backend: whose
+    checkpoint it is, "" where older versions of Primus did not write it."""
 
     directory: Path
     step: int
@@ -44,6 +45,7 @@ class CheckpointInfo:
     model: dict[str, Any]
     files: tuple[CheckpointFile, ...]
     saved: float
+    backend: str = ""
 
     @property
     def bytes(self) -> int:
@@ -83,6 +85,7 @@ def seal(
     step: int,
     consumed_samples: int,
     model: Mapping[str, Any],
+    backend: str = "",
     digests: Mapping[str, str] | None = None,
 ) -> CheckpointInfo:
     """Make the files in `directory` a complete, visible checkpoint.
@@ -119,6 +122,7 @@ def seal(
         "step": step,
         "consumed_samples": consumed_samples,
         "model": dict(model),
+        "backend": backend,
         "files": [{"path": file.path, "size": file.size, "xxh3_128": file.digest} for file in files],
     }
     _write_manifest(directory, body)
@@ -186,6 +190,7 @@ def read_manifest(directory: Path) -> CheckpointInfo:
             model=dict(body["model"]),
             files=tuple(CheckpointFile(_inside(f["path"]), int(f["size"]), str(f["xxh3_128"])) for f in body["files"]),
             saved=saved,
+            backend=str(body.get("backend", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the manifest lacks or garbles {error}", where=str(path)) from error

@@ -32,6 +32,7 @@ __all__ = [
     "CheckpointInfo",
     "Entry",
     "begin",
+    "compare_backend",
     "compare_model",
     "complete",
     "directory_of",
@@ -43,6 +44,7 @@ __all__ = [
     "read_manifest",
     "seal",
     "set_aside",
+    "sync_directory",
     "verify",
 ]
 
@@ -190,6 +192,15 @@ def _remove(directory: Path) -> None:
         shutil.rmtree(directory)
     except FileNotFoundError:  # another process prunes the same directory
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def compare_backend(info: CheckpointInfo, backend: str) -> list[Problem]:
+    """A Problem when the checkpoint is another backend's."""
+    if info.backend in ("", backend):
+        return []
+    run = info.directory.parent.parent.name
+    remedy = f"`primus-cli checkpoint convert {run} --to {backend}` makes it one, optimizer state included"
+    return [Problem(str(info.directory), f"this is a checkpoint of {info.backend}, not of {backend}", remedy)]
 
 
 def compare_model(info: CheckpointInfo, model: Mapping[str, Any]) -> list[Problem]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from primus.cli.runs import AS_JSON, RUNS_DIR, find_run, print_json, table
 from primus.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
-    from primus.checkpoints.store import Entry
+    from primus.checkpoints.store import CheckpointInfo, Entry
 
 STEP = click.option("--step", type=click.IntRange(0), metavar="N", help="Only the checkpoint of this step.")
 
@@ -125,32 +127,68 @@ def prune(name: str, keep: int, dry_run: bool, runs_dir: Path | None, as_json: b
         click.echo("nothing to remove")
 
 
-@command.command(help="Write a checkpoint as a Hugging Face directory (config.json, safetensors, tokenizer).")
+@command.command(
+    help="Write a checkpoint as a Hugging Face directory (--output), or make the run's next engine another (--to)."
+)
 @click.argument("name")
 @STEP
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    required=True,
     metavar="DIR",
-    help="Directory to make; it must not exist.",
+    help="Directory to make, with config.json, safetensors and tokenizer; it must not exist.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
-    help="Of the weights.",
+    help="Of the weights in --output.",
 )
+@click.option("--to", "backend", metavar="BACKEND", help="Backend that continues the run, optimizer state included.")
 @RUNS_DIR
 @click.pass_obj
 def convert(  # noqa: PLR0917 - the options of the command line
-    invocation: Invocation, name: str, step: int | None, output: Path, dtype: str, runs_dir: Path | None
+    invocation: Invocation,
+    name: str,
+    step: int | None,
+    output: Path | None,
+    dtype: str,
+    backend: str | None,
+    runs_dir: Path | None,
 ) -> None:
     """Without --step: the newest checkpoint whose files have the right sizes."""
+    if (output is None) == (backend is None):
+        raise UsageError("nothing says what to make" if output is None else "two things to make", remedy=_ONE_OF)
+    run = find_run(name, runs_dir)
+    info = _intact(run, step)
+
+    from primus.runtime.environments import ensure
+
+    ensure("torch", invocation.argv)
+    if output is not None:
+        from primus.checkpoints.convert import export_huggingface
+
+        with _bars() as bar:
+            export_huggingface(info.directory, output, dtype=dtype, progress=bar("tensors"))
+        click.echo(f"step {info.step:,} written to {output}")
+        return
+    assert backend is not None
+    from primus.runtime.moving import move
+    from primus.runtime.run_directory import RunDirectory
+
+    with RunDirectory(run).claim(lambda text: click.echo(text, err=True)), _bars() as bar:
+        aside = move(run, info, backend, bar)
+    click.echo(f"step {info.step:,} is {backend}'s now; the original is {aside.name}")
+    click.echo(f"  continue  the same command with backend={backend}")
+
+
+_ONE_OF = "--output DIR writes a Hugging Face directory, --to BACKEND moves the run to another engine"
+
+
+def _intact(run: Path, step: int | None) -> CheckpointInfo:
     from primus.checkpoints import store
 
-    run = find_run(name, runs_dir)
     if step is None:
         info, problems = store.newest_intact(run)
         for problem in problems:
@@ -164,22 +202,20 @@ def convert(  # noqa: PLR0917 - the options of the command line
         info = entry.info
     if info is None:
         raise CheckpointError(f"run '{run.name}' has no intact checkpoint", where=str(run / "checkpoints"))
+    return info
 
-    from primus.runtime.environments import ensure
 
-    ensure("torch", invocation.argv)
+@contextmanager
+def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """What makes a progress bar of a title, and gives what moves it."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from primus.checkpoints.convert import export_huggingface
-
     terminal = Console(stderr=True)
     with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
-        task = progress.add_task("tensors", total=None)
-        export_huggingface(
-            info.directory,
-            output,
-            dtype=dtype,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    click.echo(f"step {info.step:,} written to {output}")
+
+        def bar(title: str) -> Callable[[int, int], None]:
+            task = progress.add_task(title, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield bar

@@ -40,10 +40,11 @@ def differences(old: Plan, new: Plan) -> list[Difference]:
     return [Difference(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
 
 
-def check_continue(old: Plan, new: Plan) -> Plan:
+def check_continue(old: Plan, new: Plan, *, converted_to: str = "") -> Plan:
     """`new` as the continuation of the run that `old` planned: with the learning rate's `decay_steps` of `old`.
 
-    Raises RunDirectoryError when anything differs that changes what is learnt.
+    converted_to: the backend that the run's newest checkpoint is of, where it is known. Raises RunDirectoryError when
+    anything differs that changes what is learnt.
     """
     if old.workflow != new.workflow:
         raise RunDirectoryError(
@@ -51,14 +52,20 @@ def check_continue(old: Plan, new: Plan) -> Plan:
             where=old.run_directory,
             remedy="start another: name=NAME",
         )
-    if old.experiment.backend != new.experiment.backend:
+    current = converted_to or old.experiment.backend
+    if current != new.experiment.backend:
         raise RunDirectoryError(
-            f"this run was trained with {old.experiment.backend}, not with {new.experiment.backend}",
+            f"this run was trained with {current}, not with {new.experiment.backend}",
             where=old.run_directory,
-            remedy=f"continue with backend={old.experiment.backend}; or export its newest checkpoint with `primus-cli "
-            "checkpoint convert` and start another run from that: name=NAME model.init=DIRECTORY",
+            remedy=f"continue with backend={current}; or move it: primus-cli checkpoint convert "
+            f"{new.experiment.name} --to {new.experiment.backend}, and the same command again",
         )
-    refused = [difference for difference in differences(old, new) if not _may_change(difference, old)]
+    moved = {"backend", old.experiment.backend, new.experiment.backend} if current != old.experiment.backend else set()
+    refused = [
+        difference
+        for difference in differences(old, new)
+        if not _may_change(difference, old) and difference.key.partition(".")[0] not in moved
+    ]
     if refused:
         raise RunDirectoryError(problems=[_refusal(difference, old, new) for difference in refused])
     return new.model_copy(update={"decay_steps": old.decay_steps})

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from primus.backends import registry
+from primus.checkpoints.store import newest_intact
 from primus.home import invoked_as
 from primus.launch.direct import Command, Direct, render
 from primus.plan.diff import check_continue
@@ -37,7 +38,11 @@ class Job:
         """This job as the continuation of what is in its run directory; itself for a new run. Raises RunDirectoryError
         when it would train something else."""
         earlier = self.directory.plan()
-        return replace(self, plan=check_continue(earlier, self.plan)) if earlier else self
+        if earlier is None:
+            return self
+        newest, _ = newest_intact(self.directory.path)
+        converted_to = newest.backend if newest else ""
+        return replace(self, plan=check_continue(earlier, self.plan, converted_to=converted_to))
 
     def command(self, python: str, attempt: Attempt, token: str) -> Command:
         """This node's agent. token: tells apart attempts of the same number, e.g. in a directory that was deleted."""

@@ -27,7 +27,7 @@ def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(titan_logits(built, text), expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3 tied", "deepseek_v3 groups yarn", "gpt_oss"])
+@pytest.mark.parametrize("name", ["llama", "qwen3 tied", "llama4_text", "deepseek_v3 groups yarn", "gpt_oss"])
 def test_attention_within_documents_is_each_document_alone(name: str, tmp_path: Path) -> None:
     model, twin, text = MODELS[name], transformers_model(MODELS[name]), tokens()
     built = titan_model(model, document_attention="within")
@@ -39,7 +39,7 @@ def test_attention_within_documents_is_each_document_alone(name: str, tmp_path: 
     torch.testing.assert_close(titan_logits(built, text, positions), alone, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3 yarn", "deepseek_v3 plain"])
+@pytest.mark.parametrize("name", ["llama", "qwen3 yarn", "mixtral", "deepseek_v2 plain", "deepseek_v3 plain"])
 def test_both_ways_of_full_attention_agree(name: str, tmp_path: Path) -> None:
     """Causal attention without a mask, and through the block mask that context parallelism needs."""
     model, text = MODELS[name], tokens()
@@ -53,14 +53,17 @@ def test_both_ways_of_full_attention_agree(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(*logits, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3 plain", "gpt_oss"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_moe", "llama4_text", "deepseek_v2 groups yarn", "deepseek_v3 plain", "gpt_oss"]
+)
 def test_gradients_flow_through_full_precision_experts(name: str, tmp_path: Path) -> None:
     """Same gradients as in transformers, for router, experts and their biases."""
     model, twin, text = MODELS[name], transformers_model(MODELS[name]), tokens(1)
     built = titan_model(model)
     load_huggingface([built], model, saved(twin, tmp_path))
     positions = torch.arange(SEQ).expand(1, -1)
-    masks = built.get_attention_masks(positions=positions) if model.model_type == "gpt_oss" else None
+    masked = model.model_type in ("gpt_oss", "llama4_text")
+    masks = built.get_attention_masks(positions=positions) if masked else None
     for network, logits in ((built, built(text, positions, masks)), (twin, twin(text).logits)):
         torch.nn.functional.cross_entropy(logits[0, :-1], text[0, 1:]).backward()
         assert all(p.grad is not None for p in network.parameters())
@@ -104,6 +107,14 @@ def test_what_cannot_be_built_is_refused_by_name(key: str) -> None:
     assert key in [problem.where for problem in caught.value.problems]
 
 
+@pytest.mark.parametrize("name", ["llama4_text", "llama4_text llama3 tied"])
+def test_chunks_that_hold_the_sequence_need_no_mask_of_their_own(name: str) -> None:
+    built = titan_model(MODELS[name])
+    masks = built.get_attention_masks(positions=torch.arange(SEQ).expand(2, -1))
+    size = MODELS[name].attention_chunk_size or 0
+    assert (masks["chunked_attention"] is masks["full_attention"]) is (size >= SEQ)
+
+
 def test_layouts_and_balances_that_cannot_be_honoured() -> None:
     tied: Model = MODELS["llama llama3 tied"]
     assert [p.where for p in limits.problems(tied, pipeline=2)] == ["parallel.pipeline"]
@@ -120,7 +131,9 @@ def test_balance_none_builds_no_router_bias() -> None:
         assert (spec.post_optimizer_build_fn is not None) is expected
 
 
-@pytest.mark.parametrize("name", ["llama llama3 tied", "qwen3 yarn", "deepseek_v3 groups yarn", "gpt_oss"])
+@pytest.mark.parametrize(
+    "name", ["llama llama3 tied", "qwen2 yarn", "qwen3 yarn", "llama4_text", "deepseek_v3 groups yarn", "gpt_oss"]
+)
 def test_the_native_start_is_complete_and_shrinks_with_depth(name: str) -> None:
     model = MODELS[name].model_copy(update={"init": "native"})
     built = build_model_spec(model, seq_length=SEQ).model.build()
@@ -134,7 +147,7 @@ def test_the_native_start_is_complete_and_shrinks_with_depth(name: str) -> None:
     assert first == pytest.approx(model.init_std / 2**0.5, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3 plain", "gpt_oss"])
+@pytest.mark.parametrize("name", ["mixtral", "llama4_text llama3 tied", "deepseek_v3 plain", "gpt_oss"])
 def test_only_fp32_keeps_experts_out_of_bf16(name: str) -> None:
     for precision, expected in (("fp32", True), ("bf16", False)):
         config = build_model_spec(MODELS[name], seq_length=SEQ, precision=precision).model

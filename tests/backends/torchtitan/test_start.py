@@ -46,7 +46,9 @@ def test_every_layout_starts_from_the_same_weights(
         assert not found[layout][kind]
 
 
-@pytest.mark.parametrize("name", ["llama", "llama wide heads yarn", "qwen3 yarn", "deepseek_v3 groups yarn"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama wide heads yarn", "qwen3 yarn", "qwen3_moe", "deepseek_v3 groups yarn"]
+)
 def test_random_start_is_the_generator_under_hugging_face_names(name: str) -> None:
     """TorchTitan's own adapter, which shares no code with ours, turns the started model into Hugging Face tensors: they
     hold the generator's values in order."""
@@ -76,6 +78,19 @@ def test_gpt_oss_starts_with_the_generator_and_zero_biases() -> None:
     assert np.array_equal(experts.mlp1_weight_EGD.detach().numpy(), np.float32(model.init_std) * expected)
     for zero in (experts.mlp1_bias_EG, experts.mlp2_bias_ED, first.attention.sinks, first.moe.router.gate.bias):
         assert not zero.any()
+    assert all(torch.isfinite(p).all() for p in built.parameters())
+
+
+def test_paired_experts_start_with_the_generator() -> None:
+    """Gate and up projections of Llama 4, side by side in one tensor there and row by row in turn here."""
+    model = MODELS["llama4_text"]
+    built = titan_model(model)
+    random_start([built], model, 3)
+    width, hidden = model.intermediate_size, model.hidden_size
+    drawn = normal(3, "model.layers.1.feed_forward.experts.gate_up_proj", 0, 8 * hidden * 2 * width)
+    there = (np.float32(model.init_std) * drawn).reshape(8, hidden, 2, width)
+    here = built.layers["1"].moe.routed_experts.inner_experts.w13_EGD.detach().numpy()
+    assert np.array_equal(here.reshape(8, width, 2, hidden), there.transpose(0, 3, 2, 1))
     assert all(torch.isfinite(p).all() for p in built.parameters())
 
 

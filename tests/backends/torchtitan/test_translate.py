@@ -11,7 +11,7 @@ import pytest
 from gang import SOURCES
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import DEEPSEEK_V3, LLAMA
+from tiny import DEEPSEEK_V3, LLAMA, MIXTRAL, QWEN3_MOE
 
 from primus.backends.torchtitan import TorchTitanBackend, patches
 from primus.backends.torchtitan.translate import native_config, stages
@@ -156,6 +156,22 @@ def test_precisions() -> None:
     assert "whole tensors" in refused(precision="fp8", native=emulated)["torchtitan.float8.recipe_name"]
     filters = {"torchtitan": {"float8": {"filter_fqns": ["layers.0"]}}}
     assert "precision: fp8" in refused(precision="bf16", native=filters)["torchtitan.float8"]
+
+
+def test_what_grouped_products_of_experts_ask_for() -> None:
+    assert "in bf16 only" in refused(model=MIXTRAL, compile=True)["compile"]
+    assert plan(model=MIXTRAL, compile=True, precision="bf16")
+    assert plan(compile=True)  # no experts
+    narrow = MIXTRAL | {"intermediate_size": 36}
+    assert plan(model=narrow)
+    text = refused(model=narrow, precision="bf16")["model.intermediate_size"]
+    assert "36 does not divide by 8" in text
+    assert "model.intermediate_size: 32 or 40" in text
+    text = refused({"tensor": 2}, model=narrow, parallel__tensor=2)["model.intermediate_size"]
+    assert "36 does not divide by 4 x parallel.tensor 2" in text
+    whole = {"tensor": 2, "expert": 2}  # experts are not cut
+    assert plan(whole, model=narrow, parallel__tensor=2, parallel__expert=2)
+    assert "model.moe_intermediate_size" in refused(model=QWEN3_MOE | {"moe_intermediate_size": 30})
 
 
 @pytest.mark.parametrize(

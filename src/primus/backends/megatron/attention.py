@@ -97,7 +97,7 @@ class CoreAttention(nn.Module):
         keys, values = (self._whole(tensor) for tensor in (key, value))
         size = query.shape[0] // 2
         parts = []
-        for part, chunk in zip(query.split(size), (self.rank, 2 * self.ranks - 1 - self.rank), strict=True):
+        for part, chunk in zip(query.chunk(2), (self.rank, 2 * self.ranks - 1 - self.rank), strict=True):
             seen = (chunk + 1) * size
             allowed = _causal(size, seen, query.device) if mask is None else mask[..., seen - size : seen, :seen]
             parts.append(self._attend(part, keys[:seen], values[:seen], allowed))
@@ -125,7 +125,7 @@ def within_documents(positions: torch.Tensor) -> torch.Tensor:
     """positions [B, T], which restart at 0 with each document -> whether each sees each, bool [B, 1, T, T]."""
     document = (positions == 0).cumsum(1)
     same = document[:, :, None] == document[:, None, :]
-    return (same & _causal(*same.shape[1:], positions.device)).unsqueeze(1)
+    return (same & _causal(positions.shape[1], positions.shape[1], positions.device)).unsqueeze(1)
 
 
 def on_this_rank(tensor: torch.Tensor, ranks: int, rank: int) -> torch.Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from primus.backends.base import Capabilities, NativeConfig, NativeSchema, Result, Session
+from primus.backends.base import Capabilities, NativeConfig, NativeSchema, Progress, Result, Session
 from primus.config.experiment import Experiment
 from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
 if TYPE_CHECKING:
-    from primus.backends.base import Backend
+    from primus.backends.base import Backend, Exchange
 
 ENVIRONMENT = {
     # what AMD's recipes for Llama set; the engine's own loop asks for the last on any accelerator
@@ -63,6 +64,19 @@ class MegatronBackend:
 
         return run(plan, session)
 
+    def export_state(self, checkpoint: Path, directory: Path, progress: Progress) -> None:
+        from primus.backends.megatron.export import layout
+        from primus.backends.pytorch import exchange
+
+        exchange.export_state(layout, checkpoint, directory, progress)
+
+    def import_state(self, directory: Path, checkpoint: Path, progress: Progress) -> None:
+        from primus.backends.megatron.export import layout
+        from primus.backends.pytorch import exchange
+
+        exchange.import_state(layout, self.name, directory, checkpoint, progress)
+
 
 if TYPE_CHECKING:
     _conforms: Backend = MegatronBackend()
+    _exchanges: Exchange = MegatronBackend()

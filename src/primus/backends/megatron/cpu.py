@@ -48,10 +48,9 @@ class Stream(Event):
 class Cuda(types.ModuleType):
     """``torch.cuda`` as Megatron calls it."""
 
-    Event, Stream = Event, Stream
-
     def __init__(self) -> None:
         super().__init__("primus_cpu_as_cuda")
+        self.Event, self.Stream = Event, Stream
         self._stream = Stream()
 
     def __getattr__(self, name: str) -> Any:

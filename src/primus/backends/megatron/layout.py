@@ -15,6 +15,7 @@ from primus.backends.pytorch.weights import (
     Source,
     Weight,
     absent,
+    balancing_bias,
     experts,
     fused_qkv,
     norm,
@@ -54,7 +55,7 @@ def _layer(model: Model, layer: int) -> Iterator[Weight]:
     else:
         yield from _attention(model, f"{native}.self_attention", f"{hf}.self_attn")
     if has_experts(model, layer):
-        yield from _mixture(model, f"{native}.mlp", f"{hf}.{MIXTURES.get(model.model_type, 'mlp')}")
+        yield from _mixture(model, layer, f"{native}.mlp", f"{hf}.{MIXTURES.get(model.model_type, 'mlp')}")
     else:
         inner = "feed_forward" if model.model_type == "llama4_text" else "mlp"
         yield from _feed_forward(f"{native}.mlp", f"{hf}.{inner}", hidden, dense_width(model))
@@ -93,7 +94,7 @@ def _latent_attention(model: Model, native: str, hf: str) -> Iterator[Weight]:
     yield plain(f"{native}.linear_proj.weight", f"{hf}.o_proj.weight", hidden, heads * value)
 
 
-def _mixture(model: Model, native: str, hf: str) -> Iterator[Weight]:
+def _mixture(model: Model, layer: int, native: str, hf: str) -> Iterator[Weight]:
     hidden, width, count = model.hidden_size, expert_width(model), model.num_experts or 0
     llama4 = model.model_type == "llama4_text"
     yield plain(f"{native}.router.weight", f"{hf}.{'router' if llama4 else 'gate'}.weight", count, hidden)
@@ -101,7 +102,7 @@ def _mixture(model: Model, native: str, hf: str) -> Iterator[Weight]:
     if model.model_type == "deepseek_v3":
         yield plain(bias, f"{hf}.gate.e_score_correction_bias", count, optional=True)
     else:
-        yield absent(bias, count)
+        yield absent(bias, balancing_bias(layer), count)
     inputs, outputs = f"{native}.experts.linear_fc1.weight", f"{native}.experts.linear_fc2.weight"
     if llama4:
         yield transposed_experts(inputs, f"{hf}.experts.gate_up_proj", count, 2 * width, hidden)

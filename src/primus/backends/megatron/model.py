@@ -91,7 +91,14 @@ def _chunk(plan: Plan, config: Any, device: torch.device, stage: int | None) -> 
             vp_stage=stage,
         )
     _rotate(built, model, device)
-    return Float16Module(config, built) if config.bf16 else built
+    if not config.bf16:
+        return built
+    half = Float16Module(config, built)
+    for module in half.modules():
+        if isinstance(module, Router):
+            # or it does so at the first batch, and what was loaded into it is lost
+            module._maintain_float32_expert_bias()
+    return half
 
 
 def _rotate(built: Any, model: Model, device: torch.device) -> None:

@@ -59,9 +59,7 @@ class Optimizer:
         """One for parameters that all data-parallel ranks hold, one for experts."""
         self._device = next(chunks[0].parameters()).device
         self._held = list(self._find())
-        self._buffers = [
-            (shard, tensor) for shard, tensor in shards(chunks) if not isinstance(tensor, torch.nn.Parameter)
-        ]
+        self._buffers = [shard for shard, tensor in shards(chunks) if not isinstance(tensor, torch.nn.Parameter)]
 
     def _find(self) -> Iterator[Held]:
         """Creates the moments too, which torch's AdamW would make at its first step."""

@@ -116,8 +116,8 @@ MENDS: tuple[Mend, ...] = (
         Patch(
             target="megatron.core.transformer.multi_latent_attention.HAVE_TE, Linear, moe.moe_utils.te_general_gemm",
             versions=VERSIONS,
-            reason="without TransformerEngine the first is true in 0.16.1, as its wrappers can be imported; the second, "
-            "which does not need it, is missing in 0.19.2; the last is undefined in 0.16.1",
+            reason="without TransformerEngine the first is true in 0.16.1, as its wrappers can be imported; the second "
+            "does not need it, but is missing in 0.19.2; the last is undefined in 0.16.1",
             removal="both modules ask whether TransformerEngine itself is there",
         ),
         EVERY,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from megatron.core.transformer.moe.moe_utils import compute_routing_scores_for_aux_loss
 from megatron.core.transformer.moe.router import TopKRouter
 
 from primus.config.experiment import Model
-from primus.config.families import FAMILIES
+from primus.config.routing import normalized, scoring
 
 # Shapes: T tokens of this rank, E experts, K experts a token is routed to.
 
@@ -56,19 +54,8 @@ def _within_best_groups(scores: torch.Tensor, model: Model) -> torch.Tensor:
     """`scores` [T, E] with those outside each token's best groups at minus infinity. A group is as good as its best
     expert in DeepSeek-V2, as its two best in V3."""
     groups, kept = model.n_group or 1, model.topk_group or 1
-    grouped = scores.unflatten(-1, (groups, -1))
+    grouped = scores.view(len(scores), groups, -1)
     best = 1 if model.model_type == "deepseek_v2" else 2
     worth = grouped.topk(best, dim=-1).values.sum(-1)
     open_ = torch.zeros_like(worth, dtype=torch.bool).scatter(1, worth.topk(kept, dim=-1, sorted=False).indices, True)
     return grouped.masked_fill(~open_.unsqueeze(-1), float("-inf")).flatten(-2)
-
-
-def scoring(model: Model) -> str:
-    default = FAMILIES[model.model_type].implied.get("scoring_func", "sigmoid")
-    return model.scoring_func or str(default)
-
-
-def normalized(model: Model) -> bool:
-    default = FAMILIES[model.model_type].implied.get("norm_topk_prob", True)
-    value: Any = default if model.norm_topk_prob is None else model.norm_topk_prob
-    return bool(value)

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 
-from primus.backends.base import NativeSchema
+from primus.backends.base import NativeKey, NativeSchema
 
 VERSIONS = {(3, 11): "0.16.1", (3, 12): "0.19.2"}
 """Python -> megatron-core that the lock has for it: from 0.17 on it wants Python 3.12."""
 
 
+def snapshot_name(engine: str) -> str:
+    """File beside this module with the keys of megatron-core `engine`."""
+    return f"native_schema-{engine}.json"
+
+
 def engine_version() -> str:
-    """The installed megatron-core, or the one that an environment of this Python would get."""
+    """The installed megatron-core, or the one that an environment of this Python would get. A version without a
+    snapshot does not count: what is planned then is refused by the workers, who say which version they need."""
     try:
-        return version("megatron-core")
+        installed = version("megatron-core")
     except PackageNotFoundError:
-        return VERSIONS[(3, 11) if sys.version_info < (3, 12) else (3, 12)]
+        installed = ""
+    return installed if installed in VERSIONS.values() else VERSIONS[(3, 11) if sys.version_info < (3, 12) else (3, 12)]
 
 
 @cache
 def schema() -> NativeSchema:
-    return NativeSchema({"megatron-core": engine_version(), "torch": "2.13.0"}, {})
+    snapshot = json.loads((files(__package__) / snapshot_name(engine_version())).read_text(encoding="utf-8"))
+    keys = {
+        name: NativeKey(**{**key, "choices": tuple(key.get("choices", ()))}) for name, key in snapshot["keys"].items()
+    }
+    return NativeSchema(snapshot["engine"], keys)

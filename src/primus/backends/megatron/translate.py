@@ -10,10 +10,12 @@ from typing import Any
 
 from primus.backends.base import NativeConfig
 from primus.backends.megatron import limits
+from primus.backends.megatron.split import stages
 from primus.config.dimensions import dense_width, expert_width, head_dim, key_value_heads, shared_experts
 from primus.config.experiment import Experiment, Model, Moe
 from primus.config.families import latent_attention
 from primus.config.layers import has_experts, rotates
+from primus.config.routing import scoring
 from primus.errors import PlanError
 from primus.plan.plan import PlannedData, Topology
 
@@ -32,6 +34,8 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
         "ddp": _ddp(experiment, topology),
         "optimizer": _optimizer(experiment, topology),
     }
+    if limits.SPLITS & set(own.get("transformer", {})):
+        native["transformer"].pop("pipeline_model_parallel_layout", None)  # the experiment says how layers are split
     for section, values in own.items():
         native[section] |= values
     return native
@@ -131,6 +135,7 @@ def _mixture(model: Model, moe: Moe) -> dict[str, Any]:
         "moe_router_topk": model.num_experts_per_tok,
         "moe_ffn_hidden_size": expert_width(model),
         "moe_router_dtype": "fp32",
+        "moe_router_score_function": scoring(model),  # of auxiliary losses; the choice is our router's
         "moe_router_pre_softmax": True,  # asked for with one expert a token; our router does as the family does
         "moe_router_load_balancing_type": "none",
         "moe_token_dispatcher_type": "alltoall",
@@ -145,20 +150,6 @@ def _mixture(model: Model, moe: Moe) -> dict[str, Any]:
         settings["moe_router_load_balancing_type"] = "aux_loss"
         settings["moe_aux_loss_coeff"] = AUX_LOSS if moe.aux_loss_coeff is None else moe.aux_loss_coeff
     return settings
-
-
-def stages(layers: int, count: int) -> list[list[str]]:
-    """What each of `count` pipeline stages holds, in order. Embedding and output head each weigh as much as one layer,
-    so the first and the last stage hold fewer layers; the first stages take what does not divide."""
-    base, extra = divmod(layers + 2, count)
-    sizes = [base + (1 if stage < extra else 0) for stage in range(count)]
-    sizes[0] -= 1
-    sizes[-1] -= 1
-    while min(sizes) < 1:  # short models: no stage without a layer
-        sizes[sizes.index(max(sizes))] -= 1
-        sizes[sizes.index(min(sizes))] += 1
-    parts = [["decoder"] * size for size in sizes]
-    return [["embedding", *parts[0]], *parts[1:-1], [*parts[-1], "loss"]]
 
 
 def _ddp(experiment: Experiment, topology: Topology) -> dict[str, Any]:

@@ -195,6 +195,7 @@ class RunCheckpoints(ABC):
             step=step,
             consumed_samples=consumed_samples,
             model=self._architecture,
+            backend=self.plan.experiment.backend,
             digests={name: digest for part in digests for name, digest in part.items()},
         ).bytes
 
@@ -225,6 +226,7 @@ class RunCheckpoints(ABC):
                 continue
             assert entry.info is not None
             different = store.compare_model(entry.info, self._architecture)
+            different += store.compare_backend(entry.info, self.plan.experiment.backend)
             if different:
                 raise CheckpointError(problems=different)
             if problems:

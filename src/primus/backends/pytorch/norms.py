@@ -19,7 +19,7 @@ def squared_norm(tensors: Iterable[torch.Tensor], device: torch.device) -> torch
     total = torch.zeros((), dtype=torch.float64, device=device)
     if device.type == "cpu":
         for tensor in tensors:
-            parts = tensor.detach().flatten().float().split(STRETCH)
+            parts = torch.split(tensor.detach().flatten().float(), STRETCH)
             total += torch.stack([torch.dot(part, part) for part in parts]).double().sum()
         return total
     norms = torch._foreach_norm([tensor.detach() for tensor in tensors], dtype=torch.float32)

@@ -7,7 +7,7 @@ the whole tensor's name and loaded into any other cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Pieces(torch.Tensor):
 
     @staticmethod
     def __new__(cls, shape: tuple[int, ...], pieces: list[Piece]) -> Pieces:
-        wrapper: Pieces = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        wrapper: Pieces = torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=pieces[0].tensor.dtype, device=pieces[0].tensor.device
         )
         wrapper.pieces = pieces
@@ -44,7 +44,9 @@ class Pieces(torch.Tensor):
         """See ``__new__``."""
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise NotImplementedError(f"{func} of a tensor that is only described")
 
     def __create_write_items__(self, fqn: str, object: Any) -> list[WriteItem]:
@@ -63,6 +65,31 @@ class Pieces(torch.Tensor):
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
         return next(piece.tensor for piece in self.pieces if torch.Size(piece.offsets) == index.offset)
+
+
+class Made(torch.Tensor):
+    """A whole tensor that is made when a checkpoint asks for its values, and forgotten when they are written."""
+
+    make: Callable[[], torch.Tensor]
+
+    @staticmethod
+    def __new__(cls, shape: tuple[int, ...], make: Callable[[], torch.Tensor]) -> Made:
+        wrapper: Made = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
+        wrapper.make = make
+        return wrapper
+
+    def __init__(self, shape: tuple[int, ...], make: Callable[[], torch.Tensor]) -> None:
+        """See ``__new__``."""
+
+    __torch_dispatch__ = Pieces.__torch_dispatch__  # type: ignore[assignment]
+
+    def __create_write_items__(self, fqn: str, object: Any) -> list[WriteItem]:
+        origin = torch.Size([0] * len(self.shape))
+        data = TensorWriteData(ChunkStorageMetadata(origin, self.shape), TensorProperties(dtype=self.dtype), self.shape)
+        return [WriteItem(MetadataIndex(fqn, origin), WriteItemType.SHARD, tensor_data=data)]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
+        return self.make()
 
 
 def _chunk(piece: Piece) -> ChunkStorageMetadata:

@@ -1,11 +1,11 @@
-"""The model inside a distributed checkpoint, tensor by tensor under Hugging Face names.
+"""What is inside a distributed checkpoint, tensor by tensor under Hugging Face names.
 
 One process, no process group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,40 +23,37 @@ BATCH_BYTES = 1 << 29
 """Of native tensors read at a time: each read walks the checkpoint's metadata once."""
 
 
-class SavedModel:
-    """The model of the checkpoint in `directory`, made of `weights`; the optimizer's state is never read.
+class SavedTensors:
+    """Those of the checkpoint in `directory` that `weights` describe, under Hugging Face's names.
 
-    Raises CheckpointError when tensors are missing or of another shape, and when Hugging Face's format cannot hold what
-    was trained.
+    stored: name of a weight -> name under which it, or what belongs to it, is in the checkpoint. Raises CheckpointError
+    when tensors are missing or of another shape.
     """
 
-    def __init__(self, directory: Path, weights: Iterable[Weight], model: Model) -> None:
+    def __init__(self, directory: Path, weights: Iterable[Weight], stored: Callable[[str], str] = str) -> None:
         self._reader = FileSystemReader(directory)
-        stored = self._reader.read_metadata().state_dict_metadata
-        shapes = {name: tuple(entry.size) for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+        self._stored = stored
+        there = self._reader.read_metadata().state_dict_metadata
+        shapes = {name: tuple(entry.size) for name, entry in there.items() if isinstance(entry, TensorStorageMetadata)}
         seen: set[str] = set()
         self._weights: list[Weight] = []
         for weight in weights:
-            if weight.native not in shapes and not weight.optional:
-                raise CheckpointError(f"the checkpoint lacks {weight.native}", where=str(directory))
-            if shapes.get(weight.native, weight.shape) != weight.shape:
-                found = f"{weight.native} is {shapes[weight.native]}, the model wants {weight.shape}"
+            name = stored(weight.native)
+            if name not in shapes and not weight.optional:
+                raise CheckpointError(f"the checkpoint lacks {name}", where=str(directory))
+            if shapes.get(name, weight.shape) != weight.shape:
+                found = f"{name} is {shapes[name]}, the model wants {weight.shape}"
                 raise CheckpointError(found, where=str(directory))
-            if weight.native in shapes and not weight.sources:
-                self._refuse_unless_zero(weight, directory)
-            elif not seen.issuperset(names := [source.name for source in weight.sources]):
+            if name not in shapes and weight.ours:
+                continue
+            if not seen.issuperset(names := [source.name for source in weight.sources]):
                 self._weights.append(weight)  # a tied output projection comes after the embedding, and is left out
                 seen.update(names)
-        self._present = set(shapes)
-        if model.model_type == "deepseek_v3" and model.scoring_func == "softmax":
-            raise CheckpointError(
-                "this model routes by softmax, but deepseek_v3 in Hugging Face's format always by sigmoid",
-                where="model.scoring_func",
-            )
+        self._present = {weight.native for weight in self._weights if stored(weight.native) in shapes}
 
     @property
     def sources(self) -> list[Source]:
-        """Every Hugging Face tensor, in the order of ``tensors``."""
+        """Every tensor, in the order of ``tensors``."""
         return [source for weight in self._weights for source in weight.sources]
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -77,7 +74,7 @@ class SavedModel:
             weight.native: (torch.empty if weight.native in self._present else torch.zeros)(weight.shape)
             for weight in batch
         }
-        self._load({name: tensor for name, tensor in state.items() if name in self._present})
+        self._load({self._stored(name): tensor for name, tensor in state.items() if name in self._present})
         for weight in batch:
             values = state.pop(weight.native).numpy()
             for source, tensor in zip(weight.sources, to_huggingface(weight, values), strict=True):
@@ -85,6 +82,24 @@ class SavedModel:
 
     def _load(self, state: dict[str, torch.Tensor]) -> None:
         load(state, storage_reader=self._reader, no_dist=True)
+
+
+class SavedModel(SavedTensors):
+    """The model of the checkpoint in `directory` for Hugging Face; the optimizer's state is never read.
+
+    Raises CheckpointError also when Hugging Face's format cannot hold what was trained.
+    """
+
+    def __init__(self, directory: Path, weights: Iterable[Weight], model: Model) -> None:
+        super().__init__(directory, weights)
+        if model.model_type == "deepseek_v3" and model.scoring_func == "softmax":
+            raise CheckpointError(
+                "this model routes by softmax, but deepseek_v3 in Hugging Face's format always by sigmoid",
+                where="model.scoring_func",
+            )
+        for weight in filter(lambda weight: weight.ours, self._weights):
+            self._refuse_unless_zero(weight, directory)
+        self._weights = [weight for weight in self._weights if not weight.ours]
 
     def _refuse_unless_zero(self, weight: Weight, directory: Path) -> None:
         state = {weight.native: torch.empty(weight.shape)}

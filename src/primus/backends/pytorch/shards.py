@@ -66,9 +66,6 @@ def _filling(shard: Shard, weight: Weight, values: Values) -> list[Callable[[], 
     if not count or not last.size:
         return []
     matrix = shard.local.detach().view(count, last.size)
-    if not weight.sources:
-        matrix.zero_()
-        return []
     return [lambda: _fill_rows(matrix, weight, _flatten(leading, weight.shape), last, values)]
 
 

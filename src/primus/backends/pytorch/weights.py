@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -48,6 +48,8 @@ class Weight:
     start: Start = "normal"
     optional: bool = False
     """Either side may lack it, which means zeros there."""
+    ours: bool = False
+    """Its source's name is Primus's own: Hugging Face's format has no such tensor."""
 
     @property
     def rows(self) -> int:
@@ -69,9 +71,15 @@ def plain(native: str, name: str, *shape: int, start: Start | None = None, optio
     return Weight(native, shape, (Source(name, shape),), locate, start=start, optional=optional)
 
 
-def absent(native: str, *shape: int) -> Weight:
-    """Native state that Hugging Face's format has no place for; zero at the start."""
-    return Weight(native, shape, (), lambda rows: (rows, rows), start="zeros", optional=True)
+def absent(native: str, name: str, *shape: int) -> Weight:
+    """Native state that Hugging Face's format has no place for; zero at the start. Between engines it is called
+    `name`."""
+    return replace(plain(native, name, *shape, start="zeros", optional=True), ours=True)
+
+
+def balancing_bias(layer: int) -> str:
+    """What the bias that steers the choice of experts is called between engines, where Hugging Face has no name."""
+    return f"primus.layers.{layer}.balancing_bias"
 
 
 def norm(native: str, name: str, width: int) -> Weight:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from primus.backends.base import Capabilities, NativeConfig, NativeKey, NativeSchema, Result, Session
+from primus.backends.base import Capabilities, NativeConfig, NativeKey, NativeSchema, Progress, Result, Session
 from primus.backends.torchtitan.models import limits
 from primus.config.experiment import Experiment
 from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
 if TYPE_CHECKING:
-    from primus.backends.base import Backend
+    from primus.backends.base import Backend, Exchange
 
 
 class TorchTitanBackend:
@@ -57,6 +58,18 @@ class TorchTitanBackend:
 
         return run(plan, session)
 
+    def export_state(self, checkpoint: Path, directory: Path, progress: Progress) -> None:
+        from primus.backends.pytorch import exchange
+        from primus.backends.torchtitan.export import layout
+
+        exchange.export_state(layout, checkpoint, directory, progress)
+
+    def import_state(self, directory: Path, checkpoint: Path, progress: Progress) -> None:
+        from primus.backends.pytorch import exchange
+        from primus.backends.torchtitan.export import layout
+
+        exchange.import_state(layout, self.name, directory, checkpoint, progress)
+
 
 @cache
 def _schema() -> NativeSchema:
@@ -69,3 +82,4 @@ def _schema() -> NativeSchema:
 
 if TYPE_CHECKING:
     _conforms: Backend = TorchTitanBackend()
+    _exchanges: Exchange = TorchTitanBackend()

@@ -11,6 +11,7 @@ from typing import Literal
 from primus.backends.pytorch.weights import (
     Weight,
     absent,
+    balancing_bias,
     experts,
     fused_qkv,
     norm,
@@ -63,7 +64,7 @@ def _qwen3(model: Model, layer: int, native: str, hf: str, fused: bool) -> Itera
     yield norm(f"{native}.attention.q_norm.weight", f"{hf}.self_attn.q_norm.weight", head_dim)
     yield norm(f"{native}.attention.k_norm.weight", f"{hf}.self_attn.k_norm.weight", head_dim)
     if model.num_experts:
-        yield from _mixture(model, f"{native}.moe", f"{hf}.mlp")
+        yield from _mixture(model, layer, f"{native}.moe", f"{hf}.mlp")
     else:
         yield from _feed_forward(f"{native}.feed_forward", f"{hf}.mlp", model.hidden_size, model.intermediate_size)
     yield from _norms(model, native, hf)
@@ -71,7 +72,7 @@ def _qwen3(model: Model, layer: int, native: str, hf: str, fused: bool) -> Itera
 
 def _mixtral(model: Model, layer: int, native: str, hf: str, fused: bool) -> Iterator[Weight]:
     yield from _attention(model, native, hf, fused)
-    yield from _mixture(model, f"{native}.moe", f"{hf}.block_sparse_moe", ("w1", "w3", "w2"))
+    yield from _mixture(model, layer, f"{native}.moe", f"{hf}.block_sparse_moe", ("w1", "w3", "w2"))
     yield from _norms(model, native, hf)
 
 
@@ -85,7 +86,7 @@ def _llama4_text(model: Model, layer: int, native: str, hf: str, fused: bool) ->
         yield from _feed_forward(f"{native}.feed_forward", theirs, hidden, dense_width(model))
         return
     inner = f"{native}.moe.routed_experts.inner_experts"
-    yield from _router(model, f"{native}.moe", f"{theirs}.router")
+    yield from _router(model, layer, f"{native}.moe", f"{theirs}.router")
     yield paired_experts(f"{inner}.w13_EGD", f"{theirs}.experts.gate_up_proj", count, width, hidden)
     yield transposed_experts(f"{inner}.w2_EDF", f"{theirs}.experts.down_proj", count, hidden, width)
     shared = width * shared_experts(model)
@@ -110,7 +111,7 @@ def _deepseek(model: Model, layer: int, native: str, hf: str, fused: bool) -> It
     yield plain(f"{ours}.wo.weight", f"{theirs}.o_proj.weight", hidden, heads * value)
     yield from _norms(model, native, hf)
     if has_experts(model, layer):
-        yield from _mixture(model, f"{native}.moe", f"{hf}.mlp")
+        yield from _mixture(model, layer, f"{native}.moe", f"{hf}.mlp")
     else:
         yield from _feed_forward(f"{native}.feed_forward", f"{hf}.mlp", hidden, model.intermediate_size)
 
@@ -122,7 +123,7 @@ def _gpt_oss(model: Model, layer: int, native: str, hf: str, fused: bool) -> Ite
     yield from _norms(model, native, hf)
     ours, theirs = f"{native}.moe", f"{hf}.mlp"
     inner = f"{ours}.routed_experts.inner_experts"
-    yield from _router(model, ours, f"{theirs}.router")
+    yield from _router(model, layer, ours, f"{theirs}.router")
     yield plain(f"{ours}.router.gate.bias", f"{theirs}.router.bias", count)
     yield transposed_experts(f"{inner}.mlp1_weight_EGD", f"{theirs}.experts.gate_up_proj", count, 2 * width, hidden)
     yield plain(f"{inner}.mlp1_bias_EG", f"{theirs}.experts.gate_up_proj_bias", count, 2 * width, start="zeros")
@@ -143,24 +144,24 @@ LAYERS: dict[str, Callable[[Model, int, str, str, bool], Iterator[Weight]]] = {
 }
 
 
-def _router(model: Model, native: str, hf: str) -> Iterator[Weight]:
+def _router(model: Model, layer: int, native: str, hf: str) -> Iterator[Weight]:
     """The matrix, and the bias that balances the load."""
     count = model.num_experts or 0
     yield plain(f"{native}.router.gate.weight", f"{hf}.weight", count, model.hidden_size)
     if model.model_type == "deepseek_v3":
         yield plain(f"{native}.expert_bias_E", f"{hf}.e_score_correction_bias", count, optional=True)
     else:
-        yield absent(f"{native}.expert_bias_E", count)
+        yield absent(f"{native}.expert_bias_E", balancing_bias(layer), count)
 
 
 def _mixture(
-    model: Model, native: str, hf: str, projections: Sequence[str] = ("gate_proj", "up_proj", "down_proj")
+    model: Model, layer: int, native: str, hf: str, projections: Sequence[str] = ("gate_proj", "up_proj", "down_proj")
 ) -> Iterator[Weight]:
     """Experts of three matrices each, and those that every token passes through. projections: their names there."""
     hidden, width, count = model.hidden_size, expert_width(model), model.num_experts or 0
     gate, up, down = (f"{hf}.experts.{{}}.{name}.weight" for name in projections)
     inner = f"{native}.routed_experts.inner_experts"
-    yield from _router(model, native, f"{hf}.gate")
+    yield from _router(model, layer, native, f"{hf}.gate")
     yield experts(f"{inner}.w1_EFD", gate, count, width, hidden)
     yield experts(f"{inner}.w3_EFD", up, count, width, hidden)
     yield experts(f"{inner}.w2_EDF", down, count, hidden, width)

@@ -11,14 +11,18 @@ from typing import Any
 
 from primus.backends.base import NativeConfig
 from primus.backends.torchtitan.models import limits
+from primus.config.dimensions import expert_width
 from primus.config.experiment import Experiment
 from primus.config.units import seconds
 from primus.errors import PlanError, Problem
+from primus.plan.finding import nearest_multiples
 from primus.plan.plan import PlannedData, Topology
 
 SCHEDULES = {"1f1b": "1F1B", "interleaved_1f1b": "Interleaved1F1B", "gpipe": "GPipe"}
 BLOCK = 128
 """Tokens of one block of a FlexAttention mask, which context parallelism cannot cut."""
+ROW_BYTES = 16
+"""What the length of every row of a grouped matrix product is a multiple of."""
 CHUNKS = 8
 """Parts in which a GPU computes the loss of a sequence: the logits of a batch can take more memory than the model."""
 NOT_FP8 = ["lm_head", "router.gate"]
@@ -119,6 +123,8 @@ def refusals(experiment: Experiment, topology: Topology, data: PlannedData, own:
     model = experiment.model
     problems = limits.problems(model, moe=experiment.moe, pipeline=topology.pipeline)
     problems += _precision(experiment, own.get("float8", {}))
+    if model.num_experts:
+        problems += _experts(experiment, topology)
     problems += _sequence(experiment, topology, data)
     if topology.pipeline > 1 or experiment.parallel.virtual_pipeline > 1 or experiment.parallel.schedule:
         problems += _pipeline(experiment, topology)
@@ -152,6 +158,28 @@ def _precision(experiment: Experiment, float8: dict[str, Any]) -> list[Problem]:
         remedy = f"bf16; fp8 needs MI300X, H100 or newer; {emulate}: true rounds to fp8 and computes in bf16, slowly"
         return [Problem("precision", f"{hardware.name} has no fp8 arithmetic", remedy)]
     return []
+
+
+def _experts(experiment: Experiment, topology: Topology) -> list[Problem]:
+    """What the grouped matrix products ask for, with which torch computes all experts of a layer at once."""
+    problems = []
+    if experiment.compile and experiment.precision == "fp32":
+        message = "torch compiles the grouped products of experts in bf16 only, and the precision is fp32"
+        problems.append(Problem("compile", message, "compile: false, or precision: bf16"))
+    if topology.tensor > 1 and topology.micro_batch_size == 1:
+        message = "with tensor parallelism, gradients of a mixture are wrong for a micro batch of one sequence"
+        problems.append(Problem("train.micro_batch_size", message, "train.micro_batch_size: 2 or more"))
+    model = experiment.model
+    cut = topology.tensor if topology.expert == 1 else 1
+    unit = ROW_BYTES // (4 if experiment.precision == "fp32" else 2)
+    width = "moe_intermediate_size" if model.moe_intermediate_size else "intermediate_size"
+    for name, size, ranks in ((width, expert_width(model), cut), ("hidden_size", model.hidden_size, 1)):
+        if size % (unit * ranks):
+            reason = f"{unit} x parallel.tensor {ranks}" if ranks > 1 else f"{unit}"
+            fitting = [str(other) for other in nearest_multiples(size, unit * ranks)]
+            message = f"{size} does not divide by {reason}: grouped products want rows of {ROW_BYTES} bytes"
+            problems.append(Problem(f"model.{name}", message, f"model.{name}: {' or '.join(fitting)}"))
+    return problems
 
 
 def _sequence(experiment: Experiment, topology: Topology, data: PlannedData) -> list[Problem]:

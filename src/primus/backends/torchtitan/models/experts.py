@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import spmd_types as spmd
+import spmd_types as spmd  # type: ignore[import-untyped]
 import torch
 import torch.nn.functional as F
 from torch import nn
