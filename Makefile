@@ -4,7 +4,7 @@
 
 in_dev = @python=$$(./primus-cli env python dev) && PYTHONPATH="$$PWD/src" PRIMUS_PYTHON=$$python
 
-.PHONY: help quickstart test lint docs bench lock clean
+.PHONY: help quickstart test lint docs bench parity lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ docs: ## write the generated pages again, check every link
 
 bench: ## every benchmark: a small table each; B=NAME for one of them
 	$(in_dev) sh -c 'for file in benchmarks/$(or $(B),*).py; do echo "== $$file"; "$$PRIMUS_PYTHON" "$$file" || exit; done'
+
+parity: ## train the same experiments on every engine, version and layout; the table of docs/numerics.md
+	$(in_dev) PYTHONPATH="$$PWD/src:$$PWD/tests/support" OMP_NUM_THREADS=1 $$python tests/parity/table.py
 
 lock: ## pin requirements/*.in anew, with pip's own configuration
 	$(in_dev) $$python requirements/lock.py

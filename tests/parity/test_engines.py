@@ -57,3 +57,17 @@ def test_engines_are_closer_to_each_other(ran: dict[Key, Ran], model: str) -> No
     alone = [ran[model, engine, "1 process"].ended().losses for engine in parity.ENGINES]
     for losses in alone[1:]:
         assert losses == pytest.approx(alone[0], abs=ENGINES_APART, rel=0)
+
+
+@pytest.fixture(scope="module")
+def half(root: Path, dataset: Path) -> dict[Key, Ran]:
+    return parity.run_half(root, dataset)
+
+
+@pytest.mark.parametrize("engine", parity.ENGINES)
+@pytest.mark.parametrize("model", parity.MODELS)
+def test_bf16_stays_in_its_band(half: dict[Key, Ran], model: str, engine: str, root: Path, dataset: Path) -> None:
+    expected = parity.plain_loop(model, root, dataset)
+    for layout in parity.HALF_LAYOUTS:
+        found = parity.difference(half[model, engine, layout], expected)
+        assert 1e-5 < found <= parity.HALF_BAND, "more than in fp32, so that it was bf16"

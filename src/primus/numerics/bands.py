@@ -4,12 +4,12 @@ from __future__ import annotations
 
 BANDS: dict[str, float] = {"fp32": 1e-5}
 """Precision -> largest |difference| of the loss, in nats a token, between engines, layouts and machines, for dense
-models; fp32's is what ``docs/numerics.md`` promises and the tests hold over their ten steps. A precision
+models; fp32's is what ``docs/numerics.md`` promises and the tests hold over their twenty steps. A precision
 gets its line here when its band has been measured."""
 
 REASONS = {
     "experts": "with experts, a routing decision near a tie can flip through rounding and move the loss by more",
-    "bf16": "no bound is promised for bf16; docs/numerics.md states only that a tiny run stays within 0.05 of fp32",
+    "bf16": "none is promised for bf16; docs/numerics.md states what tiny models keep to over 20 steps: 5e-3 from fp32",
     "fp8": "no bound is promised for fp8, whose rounding depends on the scaling and on the device",
 }
 """Why there is no band, where there is none."""
