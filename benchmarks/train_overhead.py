@@ -40,6 +40,10 @@ precision: fp32
 WARM = 5
 """Steps left out: the first ones allocate."""
 
+Side = Callable[[Plan, Session, Callable[[], None]], None]
+"""Trains the plan, and calls the last after every step."""
+Sides = dict[str, Side]
+
 
 def ours(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
     from primus.backends.torchtitan import TorchTitanBackend
@@ -114,52 +118,56 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
     dist.destroy_process_group()
 
 
-def measure(side: str, plan_file: Path) -> float:
+SIDES: Sides = {"ours": ours, "bare": bare}
+
+
+def measure(run: Side, plan_file: Path) -> float:
     """CPU-seconds of the measured steps, in this process."""
     plan = Plan.load(plan_file)
     times: list[float] = []
     attempt = plan_file.parent
     with Bus(attempt, "rank0") as bus:
         session = Session(0, 0, 1, Path(plan.run_directory), attempt, 1, bus.emit, lambda: False)
-        {"ours": ours, "bare": bare}[side](plan, session, lambda: times.append(time.process_time()))
+        run(plan, session, lambda: times.append(time.process_time()))
     assert len(times) == plan.experiment.train.steps
     return times[-1] - times[WARM - 1]
 
 
 def in_process(side: str, plan: Plan, directory: Path) -> float:
+    """`measure` in a fresh process of the script that was started, on one thread unless OMP_NUM_THREADS says more."""
     attempt = directory / "attempts" / "1"
     attempt.mkdir(parents=True)
     file = attempt / "plan.json"
     file.write_text(plan.model_copy(update={"run_directory": str(directory)}).to_json(), encoding="utf-8")
     extra = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    command = [sys.executable, __file__, "--side", side, "--plan", str(file)]
-    done = subprocess.run(command, env={**os.environ, **extra}, capture_output=True, text=True, check=False)
+    command = [sys.executable, sys.argv[0], "--side", side, "--plan", str(file)]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **extra}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-4000:])
     seconds: float = json.loads(done.stdout.splitlines()[-1])
     return seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def compare(description: str | None, sides: Sides, example: str) -> None:
+    """The command line of a benchmark that compares the `sides`, ``ours`` and ``bare``, on one experiment."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="an experiment for one process; default: a tiny Llama")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--side", choices=["ours", "bare"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=sorted(sides), help=argparse.SUPPRESS)
     parser.add_argument("--plan", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="key=value")
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps(measure(arguments.side, arguments.plan)))
+        print(json.dumps(measure(sides[arguments.side], arguments.plan)))
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        example = root / "overhead.yaml"
-        example.write_text(EXAMPLE, encoding="utf-8")
-        resolved = load(
-            arguments.config or example, [f"train.steps={arguments.steps}", "model.init=native", *arguments.overrides]
-        )
-        plan = make_plan(resolved, nproc=1, run_directory=root / "run")
+        written = root / "overhead.yaml"
+        written.write_text(example, encoding="utf-8")
+        overrides = [f"train.steps={arguments.steps}", "model.init=native", *arguments.overrides]
+        plan = make_plan(load(arguments.config or written, overrides), nproc=1, run_directory=root / "run")
         tokens = plan.experiment.train.global_batch_size * plan.experiment.train.seq_length * (arguments.steps - WARM)
         rates: dict[str, list[float]] = {"bare": [], "ours": []}
         for repeat in range(arguments.repeats):
@@ -174,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    compare(__doc__, SIDES, EXAMPLE)

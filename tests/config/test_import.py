@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from primus.backends import registry
-from primus.backends.base import NativeKey, NativeSchema
 from primus.config.importing.convert import Import, convert
 from primus.config.importing.rules import lookup
-from primus.config.importing.table import ENVIRONMENT, LAUNCHING, MEGATRON, TORCHTITAN
+from primus.config.importing.table import ENVIRONMENT, LAUNCHING, TABLES
 from primus.config.load import Resolved, load
 from primus.config.presets import available
 from primus.errors import ConfigError, PrimusError
@@ -98,7 +97,7 @@ def fate(result: Import, key: str) -> tuple[tuple[str, ...], str]:
 
 @pytest.mark.parametrize(("backend", "key"), KEYS, ids=lambda word: word)
 def test_every_key_of_the_reference_files_is_known(backend: str, key: str) -> None:
-    table = {"megatron": MEGATRON, "torchtitan": TORCHTITAN}[backend]
+    table = TABLES[backend]
     known = lookup(table, key) or ENVIRONMENT.get(key) or (key.isupper() and key)
     assert known, f"{key} has no row"
 
@@ -106,7 +105,7 @@ def test_every_key_of_the_reference_files_is_known(backend: str, key: str) -> No
 def test_rows_name_keys_of_ours_that_exist() -> None:
     from primus.config.keys import keys
 
-    for table in (MEGATRON, TORCHTITAN, LAUNCHING):
+    for table in (*TABLES.values(), LAUNCHING):
         for name, rule in table.items():
             word = rule.text.partition(" ")[0].rstrip(":")
             if "." in word and rule.text == word and not word.startswith(("transformer.", "ddp.")):
@@ -243,7 +242,6 @@ def test_a_split_becomes_the_held_out_fraction(take: Callable[..., Import]) -> N
         ("use_turbo_something_new: true", "primus_turbo comes later"),
         ("wandb_project: x", "Weights & Biases"),
         ("stderr_sink_level: DEBUG", "logging only"),
-        ("moe_router_force_load_balancing: true", "speed tests"),
         ("no_load_optim: true", "the whole state"),
         ("stage: sft", "fine-tuning comes later"),
         ("lora: {enabled: true}", "fine-tuning comes later"),
@@ -289,46 +287,93 @@ def test_two_keys_for_one_of_ours(megatron: Callable[..., Import]) -> None:
 # the engine's own keys
 
 
-def schema(**keys: NativeKey) -> NativeSchema:
-    return NativeSchema({"engine": "1"}, {name.replace("__", "."): key for name, key in keys.items()})
+NATIVE_ROWS = [
+    (backend, key) for backend, table in TABLES.items() for key, rule in table.items() if "native " in rule.text
+]
 
 
-def test_megatron_s_own_keys(megatron: Callable[..., Import], monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fake:
-        def native_schema(self) -> NativeSchema:
-            return schema(
-                transformer__cross_entropy_loss_fusion=NativeKey("bool"),
-                transformer__masked_softmax_fusion=NativeKey("bool"),
-                transformer__moe_router_dtype=NativeKey("str | null", choices=("fp32", "fp64")),
-                transformer__some_new_field=NativeKey("int"),
-                ddp__overlap_grad_reduce=NativeKey("bool"),
-                ddp__grad_reduce_in_fp32=NativeKey("bool"),
-                optimizer__main_grads_dtype=NativeKey("str", portable="precision"),
-            )
+@pytest.mark.parametrize(("backend", "key"), NATIVE_ROWS, ids=lambda word: word)
+def test_rows_of_the_engine_s_own_keys_lead_to_keys_that_can_be_set(backend: str, key: str) -> None:
+    """What its schema leaves out is not carried, for the reason that the row gives: no row is left to the schema."""
+    target = TABLES[backend][key].text.removeprefix("native ")
+    found = registry.get(backend).native_schema().keys.get(target)
+    assert found is not None, f"{key} -> {target}"
+    assert found.portable is None, f"{target} is set by {found.portable}"
 
-    get = registry.get
-    monkeypatch.setattr(registry, "get", lambda name: Fake() if name == "megatron" else get(name))
-    monkeypatch.setitem(registry.BUILT_IN, "megatron", "fake")
+
+def test_megatron_s_own_keys(megatron: Callable[..., Import]) -> None:
     result = megatron(
-        "cross_entropy_loss_fusion: ${FUSE:true}",
-        "no_masked_softmax_fusion: true",
-        "moe_router_dtype: fp8",
-        "some_new_field: 3",
-        "overlap_grad_reduce: true",
+        "overlap_grad_reduce: ${OVERLAP:true}",
+        "cross_entropy_loss_fusion: true",
         "grad_reduce_in_bf16: true",
-        "main_grads_dtype: bf16",
-        "overlap_param_gather: true",
+        "bucket_size: 40000000",
+        "no_bias_swiglu_fusion: true",
+        "moe_router_dtype: fp8",
+        "recompute_granularity: full",
+        "recompute_method: block",
+        "recompute_num_layers: 4",
     )
     assert accepted(result).experiment.native == {
         "megatron": {
-            "ddp": {"grad_reduce_in_fp32": False, "overlap_grad_reduce": True},
-            "transformer": {"cross_entropy_loss_fusion": True, "masked_softmax_fusion": False, "some_new_field": 3},
+            "ddp": {"bucket_size": 40000000, "grad_reduce_in_fp32": False, "overlap_grad_reduce": True},
+            "transformer": {
+                "bias_activation_fusion": False,
+                "cross_entropy_loss_fusion": True,
+                "recompute_method": "block",
+                "recompute_num_layers": 4,
+            },
         }
     }
-    assert 'cross_entropy_loss_fusion: "${FUSE:true}"' in result.text
+    assert 'overlap_grad_reduce: "${OVERLAP:true}"' in result.text
     assert "must be one of fp32, fp64" in reason(result, "moe_router_dtype")
-    assert "set by the portable key precision" in reason(result, "main_grads_dtype")
-    assert reason(result, "overlap_param_gather") == "no such native key: megatron.ddp.overlap_param_gather"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("main_grads_dtype: bf16", "moments and master weights are fp32"),
+        ("use_precision_aware_optimizer: true", "moments and master weights are fp32"),
+        ("optimizer_cpu_offload: true", "stays on the device"),
+        ("use_torch_fsdp2: true", "shards the optimizer's state of this engine"),
+        ("use_megatron_fsdp: true", "shards the optimizer's state of this engine"),
+        ("cp_comm_type: p2p", "gathers the keys and values"),
+        ("attention_backend: flash", "attention is Primus's own"),
+        ("masked_softmax_fusion: true", "attention is Primus's own"),
+        ("tp_comm_overlap: true", "TransformerEngine's are not used yet"),
+        ("moe_grouped_gemm: true", "TransformerEngine's are not used yet"),
+        ("overlap_moe_expert_parallel_comm: true", "whole microbatches"),
+        ("enable_cuda_graph: true", "CUDA graphs"),
+        ("mtp_num_layers: 1", "multi-token prediction"),
+        ("moe_router_fusion: true", "the router is Primus's own"),
+    ],
+)
+def test_what_megatron_s_schema_leaves_out_has_its_reason(
+    megatron: Callable[..., Import], line: str, expected: str
+) -> None:
+    assert expected in reason(megatron(line), line.partition(":")[0])
+
+
+def test_what_agrees_with_megatron_here(megatron: Callable[..., Import]) -> None:
+    result = megatron(
+        "exp_avg_dtype: fp32",
+        "no_masked_softmax_fusion: true",
+        "add_qkv_bias: true",
+        "attention_backend: auto",
+        "mtp_num_layers: 0",
+        "moe_input_jitter_eps: 0.0",
+        "fp8_recipe: delayed",
+    )
+    assert [item.setting.name for item in result.left] == []
+    assert fate(result, "fp8_recipe")[1] == "without effect there: fp8 is not set"
+
+
+def test_megatron_s_other_balancing_losses(megatron: Callable[..., Import]) -> None:
+    experts = ("num_experts: 8", "moe_router_topk: 2", "moe_ffn_hidden_size: 128")
+    result = megatron(*experts, "moe_router_load_balancing_type: seq_aux_loss", "moe_aux_loss_coeff: 1e-4")
+    assert fate(result, "moe_router_load_balancing_type")[0] == (
+        "moe.balance",
+        "megatron.transformer.moe_router_load_balancing_type",
+    )
 
 
 def test_torchtitan_s_own_keys(titan: Callable[..., Import]) -> None:

@@ -12,7 +12,7 @@ from primus.config.importing import inputs
 from primus.config.importing.arguments import settings
 from primus.config.importing.convert import Import, convert
 from primus.config.importing.rules import Rule, lookup
-from primus.config.importing.table import MEGATRON
+from primus.config.importing.table_megatron import MEGATRON
 from primus.config.load import load
 from primus.config.source import Source, split_lines
 from primus.errors import ConfigError

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from primus.config.experiment import Experiment
+from primus.config.nearest import nearest_divisors, nearest_multiples
 from primus.plan import topology
-from primus.plan.finding import nearest_divisors, nearest_multiples
 
 
 def experiment(

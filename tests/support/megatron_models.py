@@ -21,6 +21,7 @@ from gang import environment
 from safetensors.torch import load_file
 from tiny import make
 
+from primus.config.experiment import Model
 from primus.plan.plan import Plan
 
 STEP = 1
@@ -134,13 +135,13 @@ def _in_order(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([*(first for first, _ in halves), *(second for _, second in reversed(halves))], dim=1)
 
 
-def in_huggingface(gradients: dict[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
+def in_huggingface(gradients: dict[str, torch.Tensor], model: Model) -> dict[str, torch.Tensor]:
     """Native tensors under Hugging Face's names."""
     from primus.backends.megatron.layout import weights
     from primus.backends.pytorch.weights import to_huggingface
 
     found = {}
-    for weight in weights(plan.experiment.model):
+    for weight in weights(model):
         if weight.native in gradients:
             parts = to_huggingface(weight, gradients[weight.native].numpy())
             found |= {source.name: torch.from_numpy(part) for source, part in zip(weight.sources, parts, strict=True)}
@@ -188,14 +189,16 @@ def _answer(plan: Plan, given: dict[str, torch.Tensor]) -> dict[str, Any]:
     from primus.backends.megatron.trainer import Trainer
     from primus.data.reader import IGNORED
 
-    rank, run = int(os.environ["RANK"]), Path(plan.run_directory)
-    world = int(os.environ["WORLD_SIZE"])
+    rank, world, run = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), Path(plan.run_directory)
     session = Session(rank, rank, world, run, run / "attempts" / "1", 1, lambda event: None, lambda: False)
     platform = Platform.of(plan, session)
     platform.connect(plan, 60)
     trainer = Trainer(plan, session, platform)
     assert trainer.checkpoints.resume() is None
     trainer._start()
+    if world == 1:  # before a step moves the balancing bias
+        trainer.checkpoints.save_step(STEP, len(given["tokens"]), wait=True)
+        trainer.checkpoints.shut_down()
     tokens, positions = given["tokens"], given["positions"]
     labels = torch.cat([tokens[:, 1:], torch.full((len(tokens), 1), IGNORED)], dim=1)
     share = len(tokens) // plan.topology.data_parallel
@@ -222,8 +225,6 @@ def _answer(plan: Plan, given: dict[str, torch.Tensor]) -> dict[str, Any]:
             _, pieces = gradients.setdefault(held.shard.name, (held.shard.shape, []))
             pieces += [(piece.offsets, piece.tensor.clone()) for piece in held.pieces(held.main.grad)]
     answer["gradients"] = gradients
-    trainer.checkpoints.save_step(STEP, len(tokens), wait=True)
-    trainer.checkpoints.shut_down()
     platform.disconnect()
     return answer
 

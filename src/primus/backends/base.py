@@ -97,6 +97,15 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Described(Protocol):
+    """What a backend offers beside that supports several versions of its engine."""
+
+    def described_schema(self) -> NativeSchema:
+        """The keys that the reference page lists, whatever is installed where it is written."""
+        ...
+
+
+@runtime_checkable
 class Exchange(Protocol):
     """What a backend offers beside whose runs can move to another engine and come from one. Each half runs in the
     backend's own environment, and both know nothing of the other engine."""

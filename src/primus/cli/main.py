@@ -37,7 +37,7 @@ primus-cli config show --why optimizer.lr my.yaml"""
 VERBS = {
     "train": "Train a model: pretrain.",
     "data": "Prepare token datasets and look into them.",
-    "config": "Show, check and compare experiment files; the key reference.",
+    "config": "Show, check, compare and import experiment files; the key reference.",
     "run": "List, show and plot runs; read their logs.",
     "numerics": "Compare what two runs computed, step by step.",
     "checkpoint": "List, verify, convert and prune checkpoints.",

@@ -3,6 +3,7 @@ or a whole sentence where there is no such key. Only read when a key is unknown.
 
 from __future__ import annotations
 
+_OLDER = "this is the older layout: `primus-cli config import FILE` turns it into an experiment"
 _AUTOMATIC = "leave it out: the engine decides this; its own keys stand in a section named after the backend"
 
 FOREIGN: dict[str, str] = {
@@ -174,8 +175,8 @@ FOREIGN: dict[str, str] = {
     "work_group": "leave it out: runs lie under --runs-dir",
     "user_name": "leave it out: runs lie under --runs-dir",
     "workspace": "leave it out: runs lie under --runs-dir",
-    "modules": "this is the older layout; its keys are named differently here, see docs/configuration/reference.md",
-    "overrides": "this is the older layout; its keys are named differently here, see docs/configuration/reference.md",
+    "modules": _OLDER,
+    "overrides": _OLDER,
     "overlap_grad_reduce": _AUTOMATIC,
     "overlap_param_gather": _AUTOMATIC,
     "gradient_accumulation_fusion": _AUTOMATIC,

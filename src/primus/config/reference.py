@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from primus.backends import registry
-from primus.backends.base import NativeSchema
+from primus.backends.base import Described, NativeSchema
 from primus.config import emit
 from primus.config.experiment import Experiment, Section
 from primus.config.keys import Key, keys
@@ -66,7 +66,7 @@ def markdown() -> str:
         level = "##" if "." not in section.dotted else "###"
         parts.append(f"\n{level} `{section.dotted}`\n\n{_about(section)}\n\n")
         parts.append(_table(key for key in keys().values() if key.section == section.dotted))
-    parts += [_native_page(name, registry.get(name).native_schema()) for name in sorted(registry.BUILT_IN)]
+    parts += [_native_page(name) for name in sorted(registry.BUILT_IN)]
     return "".join(parts)
 
 
@@ -110,14 +110,26 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _native_page(name: str, schema: NativeSchema) -> str:
+def _described(name: str) -> NativeSchema:
+    backend = registry.get(name)
+    return backend.described_schema() if isinstance(backend, Described) else backend.native_schema()
+
+
+def _varies(name: str) -> bool:
+    return isinstance(registry.get(name), Described)
+
+
+def _native_page(name: str) -> str:
+    schema = _described(name)
     engine = ", ".join(f"{package} {version}" for package, version in sorted(schema.engine.items()))
     own = {key: entry for key, entry in schema.keys.items() if not entry.portable}
     carried = {key: entry.portable for key, entry in schema.keys.items() if entry.portable}
     lines = [
         f"\n## `{name}`\n",
         f"The engine's own keys ({engine}), for what the portable ones do not cover. Nest them: `training.x` is",
-        f"`{name}: {{training: {{x: ...}}}}`. Their meaning is the engine's, and so is what becomes of them.\n",
+        f"`{name}: {{training: {{x: ...}}}}`. Their meaning is the engine's, and so is what becomes of them.",
+        *(["Files are checked against the version in use, whose keys may differ."] if _varies(name) else []),
+        "",
         "| Key | Type | Default | Meaning |",
         "| --- | --- | --- | --- |",
     ]
@@ -157,7 +169,7 @@ def json_schema() -> str:
         "anyOf": [one, {"type": "array", "items": one}],
     }
     for name in sorted(registry.BUILT_IN):
-        schema["properties"][name] = _native_schema(registry.get(name).native_schema())
+        schema["properties"][name] = _native_schema(_described(name))
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 

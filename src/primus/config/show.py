@@ -69,7 +69,7 @@ def aligned(lines: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     widths = [len(text) for text, comment in lines if comment and len(text) <= WIDEST_VALUE]
     column = max(widths, default=0) + 2
     for text, comment in lines:
-        yield (text.ljust(column) if comment else text), f"# {comment}" if comment else ""
+        yield (f"{text}  ".ljust(column) if comment else text), f"# {comment}" if comment else ""
 
 
 def why(resolved: Resolved, key: str) -> list[tuple[str, Any, list[tuple[Any, str]]]]:

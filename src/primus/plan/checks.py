@@ -12,7 +12,8 @@ from primus.config.dimensions import dense_width, key_value_heads
 from primus.config.experiment import Experiment, Model
 from primus.config.families import EXPERT_FIELDS, FAMILIES, having, latent_attention
 from primus.config.layers import dense_layers
-from primus.plan.finding import Finding, count, either, nearest_divisors, nearest_multiples, product
+from primus.config.nearest import nearest_divisors, nearest_multiples
+from primus.plan.finding import Finding, count, either, product
 from primus.plan.plan import Topology
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from math import prod
 
 from primus.config.experiment import Experiment, Parallel
-from primus.plan.finding import Finding, count, either, nearest_divisors, nearest_multiples, product
+from primus.config.nearest import nearest_divisors, nearest_multiples
+from primus.plan.finding import Finding, count, either, product
 from primus.plan.plan import Topology
 
 

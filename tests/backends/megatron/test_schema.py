@@ -19,7 +19,8 @@ LOOK = """
 import json, warnings
 warnings.filterwarnings("ignore")
 from primus.backends.megatron import generate_schema as generating
-fields = {section: sorted(generating.fields_of(classes)) for section, classes in generating.sections().items()}
+from primus.backends.schema_snapshot import fields_of
+fields = {section: sorted(fields_of(classes)) for section, classes in generating.sections().items()}
 print(json.dumps([generating.text() == generating.snapshot().read_text(encoding="utf-8"), fields]))
 """
 

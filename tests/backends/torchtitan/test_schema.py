@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from primus.backends.schema_snapshot import fields_of
 from primus.backends.torchtitan import TorchTitanBackend, generate_schema
 from primus.config.keys import keys
 
@@ -14,9 +15,7 @@ def test_the_snapshot_is_fresh() -> None:
 
 def test_every_field_is_offered_or_left_out_for_a_reason() -> None:
     fields = {
-        f"{section}.{name}"
-        for section, classes in generate_schema.sections().items()
-        for name in generate_schema.fields_of(classes)
+        f"{section}.{name}" for section, classes in generate_schema.sections().items() for name in fields_of(classes)
     }
     offered = set(TorchTitanBackend().native_schema().keys)
     assert fields == offered | (set(generate_schema.OMITTED) & fields)

@@ -50,6 +50,11 @@ class MegatronBackend:
 
         return schema()
 
+    def described_schema(self) -> NativeSchema:
+        from primus.backends.megatron.schema import described_schema
+
+        return described_schema()
+
     def plan(
         self, experiment: Experiment, topology: Topology, data: PlannedData
     ) -> tuple[NativeConfig, dict[str, str], tuple[Patch, ...]]:

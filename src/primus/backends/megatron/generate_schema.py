@@ -9,19 +9,11 @@ a portable key, or in OMITTED with the reason. ALLOWED holds only what the code 
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import enum
-import inspect
-import json
-import textwrap
-import types
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from primus.backends import schema_snapshot
 from primus.backends.megatron.schema import snapshot_name
 
 ALLOWED = {
@@ -35,7 +27,8 @@ ALLOWED = {
         moe_router_bias_update_rate moe_router_dtype moe_router_force_load_balancing moe_router_load_balancing_type
         moe_shared_expert_overlap moe_token_dispatcher_type moe_z_loss_coeff num_layers_in_first_pipeline_stage
         num_layers_in_last_pipeline_stage overlap_p2p_comm overlap_p2p_comm_warmup_flush
-        pipeline_model_parallel_layout recompute_method recompute_modules recompute_num_layers""",
+        mtp_loss_scaling_factor mtp_num_layers pipeline_model_parallel_layout recompute_method recompute_modules
+        recompute_num_layers transformer_impl""",
     "ddp": """
         align_param_gather bucket_size check_for_large_grads check_for_nan_in_grad grad_reduce_in_fp32
         overlap_grad_reduce overlap_param_gather pad_buckets_for_high_nccl_busbw
@@ -158,7 +151,7 @@ OMITTED = {
             num_layers_at_end_in_bf16 num_layers_at_start_in_bf16 quant_recipe tp_only_amax_red""",
         "layers are Megatron's local ones: TransformerEngine's are not used yet": """
             disable_parameter_transpose_cache moe_grouped_gemm moe_single_grouped_bias moe_single_grouped_weight
-            pipeline_model_parallel_comm_backend symmetric_ar_type tp_comm_* transformer_impl
+            pipeline_model_parallel_comm_backend symmetric_ar_type tp_comm_*
             use_grouped_gemm_for_dense_mlp use_grouped_gemm_for_shared_expert use_te_activation_func
             use_te_rng_tracker use_transformer_engine_op_fuser""",
         "the schedules run whole microbatches: forward and backward are not taken apart": """
@@ -176,7 +169,9 @@ OMITTED = {
             activation_offload_fraction cpu_offloading* delay_offload_until_cuda_graph
             delta_offload_bytes_across_pp_ranks fine_grained_* min_offloaded_tensor_size moe_paged_stash*
             offload_modules""",
-        "no extra layer predicts further tokens: not yet": "mtp_*",
+        "not yet tried": """
+            mtp_detach_heads mtp_grad_scale_func mtp_hybrid_override_pattern mtp_standalone
+            mtp_use_repeated_layer""",
         "not yet tried with this loop": """
             defer_embedding_wgrad_compute expert_gtp_weight_remat_size expert_tensor_parallel_num_weight_shards
             gtp_weight_remat_size mlp_chunks_for_training moe_flex_dispatcher_num_sms moe_hybridep_num_blocks_*
@@ -232,6 +227,7 @@ TYPES = {
 """Where fewer types are allowed than Megatron takes."""
 
 CHOICES = {
+    "transformer.transformer_impl": ("auto", "local", "transformer_engine"),
     "transformer.moe_flex_dispatcher_backend": ("deepep", "hybridep"),
     "transformer.moe_router_load_balancing_type": ("aux_loss", "seq_aux_loss", "global_aux_loss"),
 }
@@ -243,6 +239,7 @@ OUR_DEFAULTS = {
     "transformer.recompute_method": "uniform",
     "transformer.recompute_modules": ["core_attn"],
     "transformer.recompute_num_layers": 1,
+    "transformer.transformer_impl": "auto",
 }
 """Where this backend itself starts from another value than Megatron, whatever the device."""
 
@@ -259,7 +256,7 @@ def reasons(section: str, field: str) -> list[str]:
 
 
 def sections() -> dict[str, list[type]]:
-    """Section -> the dataclasses whose fields it takes, the more general first."""
+    """Section -> the dataclasses whose fields it takes, the more general last."""
     from primus.backends.megatron import patches
 
     patches.apply(patches.for_device("cpu"))
@@ -268,110 +265,21 @@ def sections() -> dict[str, list[type]]:
     from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
     return {
-        "transformer": [TransformerConfig, MLATransformerConfig],
+        "transformer": [MLATransformerConfig, TransformerConfig],
         "ddp": [DistributedDataParallelConfig],
         "optimizer": [OptimizerConfig],
     }
 
 
-def fields_of(classes: list[type]) -> dict[str, dataclasses.Field[Any]]:
-    """By name; where two classes differ, as the first has them."""
-    found: dict[str, dataclasses.Field[Any]] = {}
-    for cls in reversed(classes):
-        found |= {field.name: field for field in dataclasses.fields(cls) if not field.name.startswith("_")}
-    return found
-
-
-def schema() -> dict[str, Any]:
-    keys = {}
-    for section, classes in sections().items():
-        hints: dict[str, Any] = {}
-        words: dict[str, str] = {}
-        for cls in classes:
-            hints |= get_type_hints(cls, include_extras=True)
-            words |= descriptions(cls)
-        for name, field in fields_of(classes).items():
-            portable = PORTABLE[section].get(name)
-            if portable or name in names(ALLOWED[section]):
-                keys[f"{section}.{name}"] = entry(
-                    f"{section}.{name}", hints[name], field, words.get(name, ""), portable
-                )
-    return {
-        "engine": {"megatron-core": version("megatron-core")},
-        "source": "names, types, defaults and first sentences of the descriptions: megatron-core (BSD-3-Clause)",
-        "keys": keys,
-    }
-
-
-def entry(key: str, hint: Any, field: dataclasses.Field[Any], description: str, portable: str | None) -> dict[str, Any]:
-    """One NativeKey as JSON, without what is empty."""
-    default = field.default if field.default is not dataclasses.MISSING else None
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    literals = [choice for part in parts(hint) if get_origin(part) is Literal for choice in get_args(part)]
-    found = {"choices": list(CHOICES.get(key, literals)), "description": description, "portable": portable}
-    result = {"type": TYPES.get(key) or type_name(hint), "default": plain(OUR_DEFAULTS.get(key, default))}
-    return result | {name: value for name, value in found.items() if value}
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: types of torch and functions by their names."""
-    if isinstance(value, enum.Enum):
-        return value.name
-    if value is None or isinstance(value, bool | int | float | str | list | dict):
-        return value
-    return getattr(value, "__name__", str(value).removeprefix("torch."))
-
-
-def parts(hint: Any) -> list[Any]:
-    """Members of a union, without annotations."""
-    if get_origin(hint) is Annotated:
-        return parts(get_args(hint)[0])
-    if get_origin(hint) in (Union, types.UnionType):
-        return [part for member in get_args(hint) for part in parts(member)]
-    return [hint]
-
-
-def type_name(hint: Any) -> str:
-    found = []
-    for part in parts(hint):
-        if get_origin(part) is Literal:
-            found += [type(choice).__name__ for choice in get_args(part)]
-        elif part is type(None):
-            found.append("null")
-        elif get_origin(part) in (list, dict, tuple):
-            found.append({"tuple": "list"}.get(get_origin(part).__name__, get_origin(part).__name__))
-        else:
-            found.append(getattr(part, "__name__", str(part)))
-    return " | ".join(dict.fromkeys(found))
-
-
-def descriptions(cls: type) -> dict[str, str]:
-    """Field -> the first sentence of the string literal below it, over the class and its bases."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(base) and base.__module__.startswith("megatron."):
-            found |= dict(_described(base))
-    return found
-
-
-def _described(cls: type) -> Iterator[tuple[str, str]]:
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(definition, ast.ClassDef)
-    for field, below in zip(definition.body, definition.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(below, ast.Expr)
-            and isinstance(below.value, ast.Constant)
-            and isinstance(below.value.value, str)
-        ):
-            paragraph = textwrap.dedent(below.value.value).strip().split("\n\n")[0]
-            yield field.target.id, " ".join(paragraph.split()).partition(". ")[0].rstrip(".") + "."
-
-
 def text() -> str:
-    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+    portable = {f"{section}.{name}": key for section, fields in PORTABLE.items() for name, key in fields.items()}
+    allowed = {f"{section}.{name}" for section, listed in ALLOWED.items() for name in names(listed)}
+    changes = schema_snapshot.Changes(portable, types=TYPES, choices=CHOICES, defaults=OUR_DEFAULTS)
+    return schema_snapshot.text(
+        {"megatron-core": version("megatron-core")},
+        "names, types, defaults and first sentences of the descriptions: megatron-core (BSD-3-Clause)",
+        schema_snapshot.native_keys(sections(), lambda key: key in allowed or key in portable, changes),
+    )
 
 
 def snapshot() -> Path:

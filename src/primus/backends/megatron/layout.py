@@ -33,28 +33,41 @@ MIXTURES = {"mixtral": "block_sparse_moe", "llama4_text": "feed_forward"}
 """What a family calls these, where it does not say it as the others do."""
 
 
-def weights(model: Model) -> list[Weight]:
-    """Every parameter and persistent buffer of `model`. A tied output projection is the embedding."""
+def weights(model: Model, ahead: int = 0) -> list[Weight]:
+    """Every parameter and persistent buffer of `model`. A tied output projection is the embedding. ahead: layers that
+    predict tokens further ahead, which DeepSeek-V3's checkpoints number after the others."""
     embedding, shape = "model.embed_tokens.weight", (model.vocab_size, model.hidden_size)
     found = [plain("embedding.word_embeddings.weight", embedding, *shape)]
     if not model.tie_word_embeddings:
         found.append(plain("output_layer.weight", "lm_head.weight", *shape))
     found.append(norm("decoder.final_layernorm.weight", "model.norm.weight", model.hidden_size))
     for layer in range(model.num_hidden_layers):
-        found += _layer(model, layer)
+        found += _layer(model, layer, f"decoder.layers.{layer}", like=layer)
+    for number in range(ahead):
+        found += _prediction(model, number)
     return found
 
 
-def _layer(model: Model, layer: int) -> Iterator[Weight]:
-    native, hf = f"decoder.layers.{layer}", f"model.layers.{layer}"
-    hidden = model.hidden_size
+def _prediction(model: Model, number: int) -> Iterator[Weight]:
+    layer, native, hidden = model.num_hidden_layers + number, f"mtp.layers.{number}", model.hidden_size
+    hf = f"model.layers.{layer}"
+    yield norm(f"{native}.enorm.weight", f"{hf}.enorm.weight", hidden)
+    yield norm(f"{native}.hnorm.weight", f"{hf}.hnorm.weight", hidden)
+    yield plain(f"{native}.eh_proj.weight", f"{hf}.eh_proj.weight", hidden, 2 * hidden)
+    yield norm(f"{native}.final_layernorm.weight", f"{hf}.shared_head.norm.weight", hidden)
+    yield from _layer(model, layer, f"{native}.layer", like=model.num_hidden_layers - 1)
+
+
+def _layer(model: Model, layer: int, native: str, *, like: int) -> Iterator[Weight]:
+    """like: the layer whose kind it is."""
+    hf, hidden = f"model.layers.{layer}", model.hidden_size
     yield norm(f"{native}.input_layernorm.weight", f"{hf}.input_layernorm.weight", hidden)
     yield norm(f"{native}.pre_mlp_layernorm.weight", f"{hf}.post_attention_layernorm.weight", hidden)
     if latent_attention(model.model_type):
         yield from _latent_attention(model, f"{native}.self_attention", f"{hf}.self_attn")
     else:
         yield from _attention(model, f"{native}.self_attention", f"{hf}.self_attn")
-    if has_experts(model, layer):
+    if has_experts(model, like):
         yield from _mixture(model, layer, f"{native}.mlp", f"{hf}.{MIXTURES.get(model.model_type, 'mlp')}")
     else:
         inner = "feed_forward" if model.model_type == "llama4_text" else "mlp"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+    get_gpt_mtp_block_spec,
+)
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.post_training.modelopt.layers import Linear
 from megatron.core.transformer.identity_op import IdentityOp
@@ -20,13 +25,14 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from primus.backends.megatron import compat
 from primus.backends.megatron.attention import CoreAttention
-from primus.backends.megatron.norm import LatentNorm, Norm
+from primus.backends.megatron.norm import LATENT_EPS, LatentNorm, Norm
 from primus.backends.megatron.rotary import Rotary, frequencies
 from primus.backends.megatron.router import Router
 from primus.config.dimensions import head_dim
 from primus.config.experiment import Model
 from primus.config.families import latent_attention
 from primus.config.layers import has_experts
+from primus.errors import EnvironmentFault
 from primus.plan.plan import Plan
 
 
@@ -45,6 +51,7 @@ class LatentConfig(MLATransformerConfig):  # type: ignore[misc]
 
     model: Model | None = None
     softmax_factor: float = 1.0
+    own_attention: bool = True
 
 
 def transformer_config(plan: Plan) -> Any:
@@ -54,10 +61,13 @@ def transformer_config(plan: Plan) -> Any:
     if model.init != "native":
         settings["init_method"] = settings["output_layer_init_method"] = _leave
     settings |= {"activation_func": F.silu, "params_dtype": dtype, "pipeline_dtype": dtype, "model": model}
+    settings["transformer_impl"] = implementation = _implementation(plan)
     if latent_attention(model.model_type):
         config = LatentConfig(**settings)
     else:
         config = Config(**settings, softmax_factor=frequencies(model, head_dim(model))[1] ** 2)
+    plain = model.model_type != "llama4_text" and plan.data.document_attention == "full" and config.softmax_factor == 1
+    config.own_attention = implementation == "local" or not plain
     # Megatron ties the balancing bias to one score function; our router balances any
     config.moe_router_enable_expert_bias = bool(model.num_experts) and plan.experiment.moe.balance == "bias"
     return config
@@ -77,10 +87,11 @@ def build(plan: Plan, config: Any, device: torch.device) -> list[Any]:
 def _chunk(plan: Plan, config: Any, device: torch.device, stage: int | None) -> Any:
     model = plan.experiment.model
     options = {} if stage is None else {"ignore_virtual": False, "vp_stage": stage}
+    block = _block(model, config, stage)
     with torch.device(device):
         built = GPTModel(
             config,
-            _block(model, config, stage),
+            block,
             vocab_size=model.vocab_size,
             max_sequence_length=plan.experiment.train.seq_length,
             pre_process=mpu.is_pipeline_first_stage(**options),
@@ -88,6 +99,7 @@ def _chunk(plan: Plan, config: Any, device: torch.device, stage: int | None) -> 
             position_embedding_type="rope",
             rotary_base=int(model.rope_theta),
             share_embeddings_and_output_weights=model.tie_word_embeddings,
+            mtp_block_spec=_prediction(config, block, stage),
             vp_stage=stage,
         )
     _rotate(built, model, device)
@@ -110,8 +122,9 @@ def _rotate(built: Any, model: Model, device: torch.device) -> None:
         return
     inverse, magnitude = frequencies(model, model.qk_rope_head_dim or 0)
     wanted = magnitude if model.rope_scaling and model.rope_scaling.rope_type == "yarn" else None
-    for layer in built.decoder.layers:
-        layer.self_attention.rotary_pos_emb = Rotary(inverse.to(device), group=group, magnitude=wanted)
+    for module in built.modules():
+        if isinstance(module, LatentAttention):
+            module.rotary_pos_emb = Rotary(inverse.to(device), group=group, magnitude=wanted)
 
 
 def _block(model: Model, config: Any, stage: int | None) -> TransformerBlockSubmodules:
@@ -123,7 +136,29 @@ def _block(model: Model, config: Any, stage: int | None) -> TransformerBlockSubm
     mixtures = [has_experts(model, layer) for layer in range(offset, offset + count)]
     kinds = {mixture: _layer(config, mixture=mixture) for mixture in set(mixtures)}
     layers = [kinds[mixture] for mixture in mixtures]
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm)
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=_final_norm(config))
+
+
+def _final_norm(config: Any) -> type:
+    if config.transformer_impl == "local":
+        return Norm
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    found: type = TENorm
+    return found
+
+
+def _prediction(config: Any, block: TransformerBlockSubmodules, stage: int | None) -> Any:
+    """Layers that predict tokens further ahead, on the last stage, each like the last of the decoder; None without."""
+    if not config.mtp_num_layers or not block.layer_specs:
+        return None
+    spec = get_gpt_mtp_block_spec(
+        config, block, use_transformer_engine=config.transformer_impl != "local", vp_stage=stage
+    )
+    for layer in spec.layer_specs if spec and config.transformer_impl == "local" else ():
+        for name in ("enorm", "hnorm", "layer_norm"):
+            setattr(layer.submodules, name, Norm)
+    return spec
 
 
 class LatentAttention(MLASelfAttention):  # type: ignore[misc]
@@ -136,29 +171,56 @@ class LatentAttention(MLASelfAttention):  # type: ignore[misc]
 
 
 def _layer(config: Any, *, mixture: bool) -> Any:
-    """Megatron's specification of a layer, with our norms and attention in it."""
-    spec = get_gpt_layer_local_spec(
-        num_experts=config.num_moe_experts if mixture else None,
-        moe_grouped_gemm=False,
-        qk_layernorm=config.qk_layernorm,
-        multi_latent_attention=config.multi_latent_attention,
-        normalization=config.normalization,
-    )
+    """Megatron's specification of a layer, with our router in it, and our norms and attention."""
+    options = {
+        "num_experts": config.num_moe_experts if mixture else None,
+        "qk_layernorm": config.qk_layernorm,
+        "multi_latent_attention": config.multi_latent_attention,
+    }
+    if config.transformer_impl == "transformer_engine":
+        spec = get_gpt_layer_with_transformer_engine_spec(**options, moe_grouped_gemm=mixture)
+    else:
+        spec = get_gpt_layer_local_spec(**options, moe_grouped_gemm=False, normalization=config.normalization)
+        _own_parts(config, spec.submodules)
     parts = spec.submodules
+    if config.own_attention:
+        parts.self_attention.submodules.core_attention = CoreAttention
+    if mixture:
+        compat.mixture_submodules(parts.mlp).router = Router
+    return spec
+
+
+def _own_parts(config: Any, parts: Any) -> None:
+    """What Megatron's own parts cannot do without TransformerEngine."""
     parts.input_layernorm = parts.pre_mlp_layernorm = Norm
     attention = parts.self_attention.submodules
-    attention.core_attention = CoreAttention
     inner = LatentNorm if config.multi_latent_attention else Norm
     for name in ("q_layernorm", "k_layernorm", "kv_layernorm"):
         if getattr(attention, name, IdentityOp) is not IdentityOp:
             setattr(attention, name, inner)
-    if config.multi_latent_attention and config.q_lora_rank is None:
+    if not config.multi_latent_attention:
+        return
+    if config.q_lora_rank is None:
         attention.q_layernorm = IdentityOp  # there is nothing compressed to norm
-    if config.multi_latent_attention:
-        parts.self_attention.module = LatentAttention
-        # every rank needs whole latents: cut by rank, the rotated key would get the gradient of its own heads only
-        for name in ("linear_q_down_proj", "linear_kv_down_proj"):
-            setattr(attention, name, Linear)
-    if mixture:
-        compat.mixture_submodules(parts.mlp).router = Router
-    return spec
+    parts.self_attention.module = LatentAttention
+    # every rank needs whole latents: cut by rank, the rotated key would get the gradient of its own heads only
+    for name in ("linear_q_down_proj", "linear_kv_down_proj"):
+        setattr(attention, name, Linear)
+
+
+def _implementation(plan: Plan) -> str:
+    """Whose layers: Megatron's ``local`` ones or TransformerEngine's, where the plan leaves it open those that are
+    there. Raises EnvironmentFault when TransformerEngine is asked for but missing."""
+    wanted: str = plan.native["transformer"]["transformer_impl"]
+    there = importlib.util.find_spec("transformer_engine") is not None
+    if wanted == "transformer_engine" and not there:
+        raise EnvironmentFault(
+            "TransformerEngine is asked for, but it is not installed",
+            where="megatron.transformer.transformer_impl",
+            remedy="install it, or remove the key: Megatron's own layers need nothing else",
+        )
+    if wanted == "auto":
+        latent = latent_attention(plan.experiment.model.model_type)
+        fits = not latent or plan.experiment.model.rms_norm_eps == LATENT_EPS  # TransformerEngine knows one epsilon
+        return "transformer_engine" if there and fits else "local"
+    return wanted

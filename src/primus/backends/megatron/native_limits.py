@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from primus.backends.megatron import split
+from primus.backends.megatron.schema import engine_version
 from primus.backends.megatron.split import either
 from primus.config.dimensions import expert_width, shared_experts
 from primus.config.experiment import Experiment
@@ -144,6 +145,7 @@ POSITIVE = (
     *("transformer.expert_tensor_parallel_size", "transformer.microbatch_group_size_per_vp_stage"),
     *("transformer.recompute_num_layers", "transformer.moe_deepep_num_sms", "transformer.moe_hybridep_num_sms"),
     *(f"transformer.{name}" for name in split.ENDS),
+    *("transformer.mtp_num_layers", "transformer.mtp_loss_scaling_factor"),
     *("transformer.moe_z_loss_coeff", "transformer.moe_router_bias_update_rate", "ddp.bucket_size"),
 )
 
@@ -184,12 +186,39 @@ def problems(experiment: Experiment, topology: Topology, own: dict[str, Any]) ->
     asked = Asked(experiment, topology, own)
     found = list(_needs(asked))
     refused = {problem.where for problem in found}
-    rules = (_device, _ranges, _recompute, _pipeline, _experts, _dispatcher, _gradients, _kernels)
+    rules = (_device, _layers, _ranges, _recompute, _pipeline, _prediction, _experts, _dispatcher, _gradients, _kernels)
     for problem in (*(problem for rule in rules for problem in rule(asked)), *_split(asked)):
         if problem.where not in refused:
             refused.add(problem.where)
             found.append(problem)
     return found
+
+
+def _layers(asked: Asked) -> Iterator[Problem]:
+    key = "transformer.transformer_impl"
+    if asked.cpu and asked(key) == "transformer_engine":
+        yield _problem(key, "TransformerEngine needs an accelerator", f"megatron.{key}: local, or remove it")
+
+
+def _prediction(asked: Asked) -> Iterator[Problem]:
+    """Extra layers that predict tokens further ahead; Megatron puts them on the last pipeline stage."""
+    key, experiment, topology = "transformer.mtp_num_layers", asked.experiment, asked.topology
+    if not asked.on(key):
+        if asked.on("transformer.mtp_loss_scaling_factor"):
+            message = f"no layer predicts further tokens, {IDLE}"
+            yield _problem("transformer.mtp_loss_scaling_factor", message, f"megatron.{key}: 1, or remove it")
+        return
+    if experiment.model.model_type == "llama4_text":
+        yield _problem(key, "llama4_text has no layer that such a one could be like", "remove it")
+    if topology.pipeline > 1 and experiment.model.num_hidden_layers % (
+        topology.pipeline * experiment.parallel.virtual_pipeline
+    ):
+        yield _problem(key, "the layers do not divide by the pipeline stages", "another parallel.pipeline")
+    if topology.pipeline > 1 and experiment.model.tie_word_embeddings:
+        yield _problem(key, "the last stage would hold a tied embedding twice", "model.tie_word_embeddings: false")
+    if topology.context > 1 and not engine_version().startswith("0.16."):
+        message = f"megatron-core {engine_version()} weighs their loss by the tokens of each context-parallel rank"
+        yield _problem(key, message, "parallel.context: 1")
 
 
 def _distributed(topology: Topology) -> bool:

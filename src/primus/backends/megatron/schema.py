@@ -29,9 +29,19 @@ def engine_version() -> str:
     return installed if installed in VERSIONS.values() else VERSIONS[(3, 11) if sys.version_info < (3, 12) else (3, 12)]
 
 
-@cache
 def schema() -> NativeSchema:
-    snapshot = json.loads((files(__package__) / snapshot_name(engine_version())).read_text(encoding="utf-8"))
+    """The keys of the version in use."""
+    return _read(engine_version())
+
+
+def described_schema() -> NativeSchema:
+    """The keys that the documentation lists, wherever it is written: those of the older version."""
+    return _read(VERSIONS[3, 11])
+
+
+@cache
+def _read(engine: str) -> NativeSchema:
+    snapshot = json.loads((files(__package__) / snapshot_name(engine)).read_text(encoding="utf-8"))
     keys = {
         name: NativeKey(**{**key, "choices": tuple(key.get("choices", ()))}) for name, key in snapshot["keys"].items()
     }

@@ -14,7 +14,17 @@ from megatron.core.utils import get_model_config, unwrap_model
 from primus.backends.pytorch.shards import Shard
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+_AHEAD = re.compile(r"(mtp\.layers\.\d+\.)(?:transformer_layer|mtp_model_layer)\.")
+"""The layer inside one that predicts further ahead; its name depends on Megatron's version."""
 _EXPERT = re.compile(r"experts\.local_experts\.(\d+)\.")
+_GROUPED = re.compile(r"experts\.(linear_fc[12])\.weight(\d+)")
+_FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "self_attention.linear_q_up_proj.layer_norm_weight": "self_attention.q_layernorm.weight",
+    "self_attention.linear_kv_up_proj.layer_norm_weight": "self_attention.kv_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+"""TransformerEngine's name of a norm that it computes together with a projection -> its own name."""
 BUFFERS = ("expert_bias",)
 """Buffers that training changes. The others are caches and counters."""
 
@@ -39,7 +49,10 @@ def _whole_name(name: str, module: Any) -> str:
     def layer(match: re.Match[str]) -> str:
         return f"decoder.layers.{module.decoder.layers[int(match[1])].layer_number - 1}."
 
-    return _LAYER.sub(layer, name)
+    for fused, plain in _FUSED_NORMS.items():
+        name = name.replace(fused, plain)
+    name = _GROUPED.sub(r"experts.local_experts.\2.\1.weight", name)  # TransformerEngine's experts
+    return _AHEAD.sub(r"\1layer.", _LAYER.sub(layer, name))
 
 
 def _shard(name: str, tensor: torch.Tensor, *, gated: bool, experts: int) -> Shard:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 from primus.backends.base import Result, Session
 from primus.backends.megatron import model as models
@@ -42,6 +43,7 @@ class Trainer:
     def __init__(self, plan: Plan, session: Session, platform: Platform) -> None:
         self.plan, self.session, self.platform = plan, session, platform
         self.step = 0
+        MTPLossLoggingHelper.tracker.clear()  # of an earlier run in this process
         self.config = models.transformer_config(plan)
         ddp = DistributedDataParallelConfig(**plan.native["ddp"])
         with platform.building():
@@ -114,10 +116,11 @@ class Trainer:
             for chunk in self.chunks:
                 chunk.broadcast_params()
             return
+        expected = weights(model, self.config.mtp_num_layers or 0)
         if model.init == "random":
-            start.random_start(self.optimizer.weights(), weights(model), model, seed)
+            start.random_start(self.optimizer.weights(), expected, model, seed)
         else:
-            start.load_huggingface(self.optimizer.weights(), weights(model), model, Path(model.init))
+            start.load_huggingface(self.optimizer.weights(), expected, model, Path(model.init))
         self.optimizer.publish()
 
     def _announce(self, resumed_from: int | None) -> None:
@@ -194,7 +197,7 @@ class Trainer:
         valid = targets != IGNORED
         within = self.plan.data.document_attention == "within"
         mask = within_documents(inputs["positions"].to(self.platform.device)) if within else None
-        output = chunk(tokens, positions, mask, labels=targets.where(valid, 0))
+        output = chunk(tokens, positions, mask, labels=targets.where(valid, 0), loss_mask=valid.float())
 
         def loss_of(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             total = (losses.float() * valid).sum()

@@ -50,6 +50,8 @@ def _transformer(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         "hidden_dropout": 0.0,
         "init_method_std": experiment.model.init_std,
         "bf16": experiment.precision != "fp32",
+        # whose layers: on an accelerator TransformerEngine's, where it is installed
+        "transformer_impl": "local" if cpu else "auto",
         # parallel axes
         "tensor_model_parallel_size": topology.tensor,
         "sequence_parallel": topology.tensor > 1,

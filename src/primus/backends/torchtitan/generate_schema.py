@@ -8,17 +8,10 @@ field of the listed dataclasses is either in the snapshot or in OMITTED with the
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
-import json
-import textwrap
-import types
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from primus.backends import schema_snapshot
 from primus.backends.torchtitan.translate import NOT_FP8
 
 SNAPSHOT = Path(__file__).with_name("native_schema.json")
@@ -161,96 +154,13 @@ def sections() -> dict[str, list[type]]:
     }
 
 
-def fields_of(classes: list[type]) -> dict[str, dataclasses.Field[Any]]:
-    found: dict[str, dataclasses.Field[Any]] = {}
-    for cls in classes:
-        found |= {field.name: field for field in dataclasses.fields(cls) if not field.name.startswith("_")}
-    return found
-
-
-def schema() -> dict[str, Any]:
-    keys = {}
-    for section, classes in sections().items():
-        hints: dict[str, Any] = {}
-        words: dict[str, str] = {}
-        for cls in classes:
-            hints |= get_type_hints(cls, include_extras=True)
-            words |= descriptions(cls)
-        for name, field in fields_of(classes).items():
-            key = f"{section}.{name}"
-            if key not in OMITTED:
-                keys[key] = entry(hints[name], field, words.get(name, ""), PORTABLE.get(key))
-                keys[key]["default"] = OUR_DEFAULTS.get(key, keys[key]["default"])
-    return {
-        "engine": {"torchtitan": version("torchtitan")},
-        "source": "names, types, defaults and first sentences of the descriptions: TorchTitan (BSD-3-Clause)",
-        "keys": keys,
-    }
-
-
-def entry(hint: Any, field: dataclasses.Field[Any], description: str, portable: str | None) -> dict[str, Any]:
-    """One NativeKey as JSON, without what is empty."""
-    default = field.default if field.default is not dataclasses.MISSING else None
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    result: dict[str, Any] = {"type": type_name(hint), "default": default}
-    allowed = [choice for part in parts(hint) if get_origin(part) is Literal for choice in get_args(part)]
-    return result | {
-        name: value
-        for name, value in {"choices": allowed, "description": description, "portable": portable}.items()
-        if value
-    }
-
-
-def parts(hint: Any) -> list[Any]:
-    """Members of a union, without annotations."""
-    if get_origin(hint) is Annotated:
-        return parts(get_args(hint)[0])
-    if get_origin(hint) in (Union, types.UnionType):
-        return [part for member in get_args(hint) for part in parts(member)]
-    return [hint]
-
-
-def type_name(hint: Any) -> str:
-    names = []
-    for part in parts(hint):
-        if get_origin(part) is Literal:
-            names += [type(choice).__name__ for choice in get_args(part)]
-        elif part is type(None):
-            names.append("null")
-        elif get_origin(part) in (list, dict, tuple):
-            names.append({"tuple": "list"}.get(get_origin(part).__name__, get_origin(part).__name__))
-        else:
-            names.append(getattr(part, "__name__", str(part)))
-    return " | ".join(dict.fromkeys(names))
-
-
-def descriptions(cls: type) -> dict[str, str]:
-    """Field -> the first sentence of the string literal below it, over the class and its bases."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(base) and base.__module__.startswith("torchtitan"):
-            found |= dict(_described(base))
-    return found
-
-
-def _described(cls: type) -> Iterator[tuple[str, str]]:
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(definition, ast.ClassDef)
-    for field, below in zip(definition.body, definition.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(below, ast.Expr)
-            and isinstance(below.value, ast.Constant)
-            and isinstance(below.value.value, str)
-        ):
-            paragraph = textwrap.dedent(below.value.value).strip().split("\n\n")[0]
-            yield field.target.id, " ".join(paragraph.split()).partition(". ")[0].rstrip(".") + "."
-
-
 def text() -> str:
-    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+    changes = schema_snapshot.Changes(PORTABLE, defaults=OUR_DEFAULTS)
+    return schema_snapshot.text(
+        {"torchtitan": version("torchtitan")},
+        "names, types, defaults and first sentences of the descriptions: TorchTitan (BSD-3-Clause)",
+        schema_snapshot.native_keys(sections(), lambda key: key not in OMITTED, changes),
+    )
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from primus.backends.base import NativeConfig
 from primus.backends.torchtitan.models import limits
 from primus.config.dimensions import expert_width
 from primus.config.experiment import Experiment
+from primus.config.nearest import nearest_multiples
 from primus.config.units import seconds
 from primus.errors import PlanError, Problem
-from primus.plan.finding import nearest_multiples
 from primus.plan.plan import PlannedData, Topology
 
 SCHEDULES = {"1f1b": "1F1B", "interleaved_1f1b": "Interleaved1F1B", "gpipe": "GPipe"}

@@ -16,10 +16,10 @@ from primus.config import native
 from primus.config.document import Entry, Node, parse
 from primus.config.importing import assumed, decide, inputs, judge, names, write
 from primus.config.importing.assumed import Assumed
-from primus.config.importing.inputs import TABLES, Input
+from primus.config.importing.inputs import Input
 from primus.config.importing.rules import Drop, Idle, Native, Others, Outcome, Put, Same, lookup, truth
 from primus.config.importing.settings import Setting
-from primus.config.importing.table import LAUNCHING
+from primus.config.importing.table import LAUNCHING, TABLES
 from primus.config.importing.write import Value
 from primus.config.interpolate import interpolate
 from primus.config.keys import keys

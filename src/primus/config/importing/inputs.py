@@ -16,14 +16,13 @@ from primus.config.document import Entry, Node, parse
 from primus.config.importing import arguments
 from primus.config.importing.rules import Rule, lookup
 from primus.config.importing.settings import Setting
-from primus.config.importing.table import HEAD, LAUNCHING, MEGATRON, TORCHTITAN
+from primus.config.importing.table import HEAD, LAUNCHING, TABLES
 from primus.config.keys import keys
 from primus.config.presets import read_text
 from primus.config.source import Mark, Source, split_lines
 from primus.config.suggest import closest
 from primus.errors import ConfigError
 
-TABLES: dict[str, dict[str, Rule]] = {"megatron": MEGATRON, "torchtitan": TORCHTITAN}
 MODULE = "pre_trainer"
 _HELD = ("framework", "config", "model", "overrides", "name")
 _OURS = ("train", "model", "data", "optimizer", "parallel", "moe", "checkpoint", "hardware")
@@ -91,11 +90,11 @@ def _is_script(path: Path, text: str) -> bool:
 
 def _arguments(path: Path, text: str, source: Source, environment: Mapping[str, str]) -> Input:
     def rule(name: str) -> Rule | None:
-        found = lookup(LAUNCHING | MEGATRON, name)
+        found = lookup(LAUNCHING | TABLES["megatron"], name)
         return found[0] if found else None
 
     found = arguments.settings(text, source, environment, rule)
-    if not any(item.name in MEGATRON for item in found):
+    if not any(item.name in TABLES["megatron"] for item in found):
         raise ConfigError(
             f"{path} holds no argument of Megatron",
             where=str(path),

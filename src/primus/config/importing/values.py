@@ -81,7 +81,7 @@ def bf16(value: Any, others: Others) -> Outcome:
 def fp8(value: Any, others: Others) -> Outcome:
     if truth(value) is False:
         return Same("off")
-    return Put({"precision": "fp8"}, "the format follows the hardware")
+    return Put({"precision": "fp8"}, "megatron does not train in fp8 yet, torchtitan does")
 
 
 def recompute(value: Any, others: Others) -> Outcome:
@@ -270,17 +270,23 @@ def experts(others: Others) -> bool:
     return bool(others.preset) or "num_experts" in others
 
 
+_BALANCE = "transformer.moe_router_load_balancing_type"
+_OTHER_LOSSES = ("seq_aux_loss", "global_aux_loss")
+
+
 def balance(value: Any, others: Others) -> Outcome:
     if value == "none":
         return Put({"moe.balance": "bias" if others.on("moe_router_enable_expert_bias") else "none"})
     if value == "aux_loss":
         return Put({"moe.balance": "aux_loss"})
+    if value in _OTHER_LOSSES:
+        return Put({"moe.balance": "aux_loss", f"megatron.{_BALANCE}": value})
     return Drop(f"no such balancing: {value}", "moe.balance is aux_loss, bias or none")
 
 
 def balance_weight(value: Any, others: Others) -> Outcome:
-    if others.get("moe_router_load_balancing_type", "aux_loss") != "aux_loss":
-        return Idle("moe_router_load_balancing_type is not aux_loss")
+    if others.get("moe_router_load_balancing_type", "aux_loss") not in ("aux_loss", *_OTHER_LOSSES):
+        return Idle("moe_router_load_balancing_type has no loss")
     return Put({"moe.balance": "aux_loss", "moe.aux_loss_coeff": value})
 
 

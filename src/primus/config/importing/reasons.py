@@ -1,0 +1,31 @@
+"""Why a key is not carried, where several rows of the tables share the reason."""
+
+from __future__ import annotations
+
+TURBO = "AMD-specific operator switch: primus_turbo comes later"
+LOGGING = "logging only"
+TRACE = "what a trace holds is fixed"
+CLUSTER = "a path of that cluster: runs lie under --runs-dir"
+OWNER = "runs lie under --runs-dir, whoever starts them"
+LAUNCHER = "the launcher's: give --nproc, --nnodes, --node-rank and --rdzv to `primus-cli direct`"
+WANDB = "no sink for Weights & Biases yet: monitor.sinks takes plug-ins"
+TUNING = "fine-tuning comes later"
+FAMILY = "of a model family that is not here"
+LOADER = "the data loader is Primus's own"
+FORMAT = "checkpoints have Primus's own format"
+WHOLE = "checkpoints always hold and restore the whole state"
+FOREIGN = "weights start from Hugging Face directories: set model.init"
+LOOP = "a switch of that training loop, which is not used"
+EXPERIMENT = "experimental there, without a counterpart"
+DEEPEP = "DeepEP dispatch comes later: moe.dispatcher chooses"
+SCRIPT = "of the container or scripts around it"
+DECAY_ONE = "weight decay is constant"
+STATE = "moments and master weights are fp32: checkpoints hold them so"
+FSDP = (
+    "parallel.data_shard shards the optimizer's state of this engine; that of torchtitan weights and gradients as well"
+)
+FP8 = "this engine's fp8 is TransformerEngine's, which is not used yet: fp8 trains with backend: torchtitan"
+ENGINE_LAYERS = "layers are Megatron's local ones: TransformerEngine's are not used yet"
+SCHEDULES = "the schedules run whole microbatches: forward and backward are not taken apart"
+ATTENTION = "attention is Primus's own: torch's scaled dot product"
+BY_FAMILY = "the model family's: model.model_type"
