@@ -84,6 +84,13 @@ def combinations() -> Iterator[tuple[str, str, str]]:
                     yield model, engine, layout
 
 
+def tested() -> Iterator[tuple[str, str, str]]:
+    """Those that every run of the tests can afford; ``make parity`` runs all."""
+    for model, engine, layout in combinations():
+        if LAYOUTS[layout][0] < 4 or model in ("llama", "deepseek_v3"):
+            yield model, engine, layout
+
+
 @cache
 def plain_loop(model: str, root: Path, dataset: Path) -> Reference:
     """The reference, in fp32, and for mixtures in fp64 too."""
@@ -113,9 +120,9 @@ def run(
     return results
 
 
-def run_half(root: Path, dataset: Path) -> dict[tuple[str, str, str], Ran]:
+def run_half(root: Path, dataset: Path, layouts: Sequence[str] = HALF_LAYOUTS) -> dict[tuple[str, str, str], Ran]:
     """Every engine and model in bf16, in a few layouts."""
-    wanted = [key for key in combinations() if key[2] in HALF_LAYOUTS]
+    wanted = [key for key in combinations() if key[2] in layouts]
     return run(wanted, root / "bf16", dataset, precision="bf16")
 
 
@@ -123,11 +130,10 @@ def _case(key: tuple[str, str, str], backend: str, root: Path, dataset: Path, pr
     model, engine, layout = key
     nproc, axes = LAYOUTS[layout]
     name = " ".join((model, engine, layout)).replace(" ", "-").replace(",", "")
-    options: dict[str, Any] = {f"parallel__{axis}": size for axis, size in axes.items()}
-    options["precision"] = precision
+    options = _settings(model) | {f"parallel__{axis}": size for axis, size in axes.items()} | {"precision": precision}
     if axes.get("data_replicate", 1) * axes.get("data_shard", 1) == 4:
         options["train__micro_batch_size"] = 1
-    plan = make(root / name, dataset, nproc=nproc, model=MODELS[model], backend=backend, **_settings(model), **options)
+    plan = make(root / name, dataset, nproc=nproc, model=MODELS[model], backend=backend, **options)
     return Case(name, plan)
 
 

@@ -1,6 +1,6 @@
 """Every family of models trained in every layout: the losses of a few steps are those of one process.
 
-Llama in single axes is compared with a plain loop in ``tests/parity``.
+Some in single axes are compared with a plain loop in ``tests/parity``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import parity
 import pytest
 from gang import Case, Ran, run_gang
 from tiny import DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, LLAMA, LLAMA4, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE, make
@@ -61,7 +62,7 @@ CHOSEN: dict[str, tuple[str, ...]] = {
 }
 """Families that share their layers with others, and the layouts that meet what is their own. Mixtral is in
 ``tests/parity``. With PRIMUS_ALL_LAYOUTS=1 all run in all: nine minutes."""
-BY_PARITY = ("data_shard", "data_replicate", "tensor", "pipeline", "interleaved", "context")
+BY_PARITY = ("data_shard", "data_replicate", "tensor", "pipeline", "interleaved", "context", "expert")
 
 
 def pairs(layouts: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -69,7 +70,7 @@ def pairs(layouts: dict[str, dict[str, Any]]) -> Iterator[str]:
     for family in MODELS:
         for layout in layouts:
             senseless = "expert" in layout and not FAMILIES[family].mixture
-            elsewhere = family == "llama" and layout in BY_PARITY
+            elsewhere = family in parity.MODELS and layout in BY_PARITY
             chosen = layout in CHOSEN.get(family, layouts) or os.environ.get("PRIMUS_ALL_LAYOUTS") == "1"
             if chosen and not senseless and not elsewhere:
                 yield f"{family} {layout}"

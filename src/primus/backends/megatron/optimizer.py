@@ -64,6 +64,10 @@ class Optimizer:
     def _find(self) -> Iterator[Held]:
         """Creates the moments too, which torch's AdamW would make at its first step."""
         owner = {id(parameter): part for part in self._parts for parameter in _parameters(part)}
+        for part in self._parts:
+            if isinstance(part.optimizer, torch.optim.AdamW):
+                for group in part.optimizer.param_groups:
+                    group |= {"fused": True, "foreach": False}  # several times faster, on a CPU too
         for shard, parameter in shards(self._chunks):
             part = owner.get(id(parameter))
             if part is None:
