@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,6 @@ def make(model: Model, engine: str, directory: Path, *, moments: bool) -> None:
     state: dict[str, Any] = {}
     for part in ("weights", "exp_avg", "exp_avg_sq") if moments else ("weights",):
         for weight in layout(engine)(model).of(part):
-            if weight.native == "lm_head.weight" and model.tie_word_embeddings:
-                continue
 
             def values(shape: tuple[int, ...] = weight.shape, squares: bool = part == "exp_avg_sq") -> torch.Tensor:
                 tensor = torch.empty(shape)

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 from train_overhead import compare
@@ -51,7 +52,6 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
     patches.apply(plan.patches)
     import torch
-    import torch.distributed as dist
     import torch.nn.functional as F
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -88,7 +88,6 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
             OptimizerConfig(**adam, params_dtype=torch.float32), [model], use_gloo_process_groups=False
         )
     config.grad_scale_func = optimizer.scale_loss
-    decay = {"start_wd": settings.weight_decay, "end_wd": settings.weight_decay, "wd_incr_steps": train.steps}
     scheduler = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
@@ -97,8 +96,10 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
         lr_warmup_steps=2,
         lr_decay_steps=train.steps,
         lr_decay_style="cosine",
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=train.steps,
         wd_incr_style="constant",
-        **decay,
     )
     micro, length = train.micro_batch_size, train.seq_length
     microbatches = train.global_batch_size // (micro or train.global_batch_size)
@@ -106,10 +107,6 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
     inputs, labels = tokens[..., :-1].contiguous(), tokens[..., 1:].contiguous()
     positions, loss_mask = torch.arange(length).expand_as(inputs[0]).contiguous(), torch.ones(inputs[0].shape)
     attention_mask = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
-
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        while True:
-            yield from zip(inputs, labels, strict=True)
 
     def loss_of(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         total, count = (losses.float() * loss_mask).sum(), loss_mask.sum().int()
@@ -119,7 +116,7 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
         inputs, labels = next(iterator)
         return model(inputs, positions, attention_mask, labels=labels), loss_of
 
-    forward_backward, data = get_forward_backward_func(), batches()
+    forward_backward, data = get_forward_backward_func(), cycle(zip(inputs, labels, strict=True))
     for step in range(train.steps):
         model.zero_grad_buffer()
         optimizer.zero_grad()

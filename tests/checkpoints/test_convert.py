@@ -76,7 +76,6 @@ def test_large_exports_are_split_and_indexed(tmp_path: Path, monkeypatch: pytest
     model = MODELS["llama"]
     built = started(model)
     monkeypatch.setattr("primus.checkpoints.safetensors.write.__defaults__", (60_000,))
-    monkeypatch.setattr("primus.backends.pytorch.saved.BATCH_BYTES", 50_000)
     seen: list[tuple[int, int]] = []
     output = tmp_path / "exported"
     export_huggingface(checkpoint(built, model, tmp_path), output, progress=lambda *now: seen.append(now))

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from imported import HEAD, MEGATRON_FILE, TITAN_FILE, native_keys
 
+from primus.config.importing.convert import Import, convert
 from primus.config.load import Resolved, load
 from primus.errors import ConfigError, Problem
 
@@ -79,3 +81,30 @@ def problem(problems: Callable[..., tuple[Problem, ...]]) -> Callable[..., Probl
         return found[0]
 
     return _problem
+
+
+@pytest.fixture
+def take(write: Callable[..., str]) -> Callable[..., Import]:
+    """``take(text, name)`` imports a file with that text."""
+
+    def _take(text: str, name: str = "MI300X/there.yaml", **environment: str) -> Import:
+        return convert(Path(write(text, name)), environment, native_keys)
+
+    return _take
+
+
+@pytest.fixture
+def megatron(take: Callable[..., Import]) -> Callable[..., Import]:
+    """``megatron("key: value", ...)``: these overrides, after those that every run needs."""
+    return lambda *lines, **environment: take(
+        HEAD.replace("FRAMEWORK", "megatron") + MEGATRON_FILE + "".join(f"      {line}\n" for line in lines),
+        **environment,
+    )
+
+
+@pytest.fixture
+def titan(take: Callable[..., Import]) -> Callable[..., Import]:
+    return lambda *lines, **environment: take(
+        HEAD.replace("FRAMEWORK", "torchtitan") + TITAN_FILE + "".join(f"      {line}\n" for line in lines),
+        **environment,
+    )

@@ -19,7 +19,7 @@ from primus.config.load import load
 from primus.config.merge import merge
 from primus.config.overrides import parse_overrides
 from primus.config.scalars import LARGEST_INTEGER
-from primus.config.show import as_yaml, values
+from primus.config.show import aligned, as_yaml, values
 from primus.config.source import Mark, Source, split_lines
 from primus.errors import ConfigError, PrimusError, Problem
 
@@ -253,3 +253,10 @@ def test_what_show_prints_is_the_same_experiment(
     again = load(write("\n".join(line for line, _ in as_yaml(first, everything=everything)), "shown.yaml"), (), {})
     assert again.experiment == first.experiment
     assert Experiment.model_validate_json(first.experiment.model_dump_json(by_alias=True)) == first.experiment
+
+
+@pytest.mark.parametrize("lengths", [[10], [61], [10, 59, 60, 61, 80], [60, 200], [61, 61]])
+def test_what_show_prints_keeps_two_spaces_before_a_comment(lengths: list[int]) -> None:
+    lines = list(aligned([("x" * length, "override") for length in lengths]))
+    assert all(text.endswith("  ") and comment == "# override" for text, comment in lines)
+    assert len({len(text) for text, _ in lines if len(text) <= 62}) <= 1

@@ -29,6 +29,16 @@ def test_committed_pages_are_fresh(name: str, text: Any) -> None:
     )
 
 
+def test_the_pages_do_not_depend_on_which_megatron_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from primus.backends.megatron import schema
+
+    before = reference.markdown(), reference.json_schema()
+    monkeypatch.setattr(schema, "version", lambda _: schema.VERSIONS[3, 12])
+    assert schema.schema().engine == {"megatron-core": schema.VERSIONS[3, 12]}
+    assert (reference.markdown(), reference.json_schema()) == before
+    assert f"megatron-core {schema.VERSIONS[3, 11]}" in before[0]
+
+
 def test_every_key_is_described() -> None:
     page = reference.markdown()
     for key in keys().values():

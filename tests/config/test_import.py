@@ -2,94 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from imported import HEAD, MEGATRON_FILE, TITAN_FILE, accepted, fate, native_keys, reason
 
-from primus.backends import registry
 from primus.config.importing.convert import Import, convert
 from primus.config.importing.rules import lookup
 from primus.config.importing.table import ENVIRONMENT, LAUNCHING, TABLES
-from primus.config.load import Resolved, load
 from primus.config.presets import available
-from primus.errors import ConfigError, PrimusError
+from primus.errors import ConfigError
 
 KEYS = [line.split() for line in (Path(__file__).parent / "import_keys.txt").read_text().splitlines()]
 """Every key of the reference system's example files."""
-
-HEAD = """\
-exp_name: ${RUN_NAME:mine}
-modules:
-  pre_trainer:
-    framework: FRAMEWORK
-    model: llama2_7B.yaml
-    overrides:
-"""
-MEGATRON_FILE = """\
-      train_iters: 50
-      global_batch_size: 256
-      micro_batch_size: 4
-      seq_length: 4096
-      lr: 1e-5
-      mock_data: true
-"""
-TITAN_FILE = """\
-      training: {steps: 50, local_batch_size: 4, global_batch_size: 64, seq_len: 4096, mock_data: true}
-      lr_scheduler: {warmup_steps: 10}
-"""
-
-
-def native_keys(backend: str) -> Collection[str]:
-    try:
-        return registry.get(backend).native_schema().keys
-    except PrimusError:
-        return ()
-
-
-@pytest.fixture
-def take(write: Callable[..., str]) -> Callable[..., Import]:
-    """``take(text, name)`` imports a file with that text."""
-
-    def _take(text: str, name: str = "MI300X/there.yaml", **environment: str) -> Import:
-        return convert(Path(write(text, name)), environment, native_keys)
-
-    return _take
-
-
-@pytest.fixture
-def megatron(take: Callable[..., Import]) -> Callable[..., Import]:
-    """``megatron("key: value", ...)``: these overrides, after those that every run needs."""
-    return lambda *lines, **environment: take(
-        HEAD.replace("FRAMEWORK", "megatron") + MEGATRON_FILE + "".join(f"      {line}\n" for line in lines),
-        **environment,
-    )
-
-
-@pytest.fixture
-def titan(take: Callable[..., Import]) -> Callable[..., Import]:
-    return lambda *lines, **environment: take(
-        HEAD.replace("FRAMEWORK", "torchtitan") + TITAN_FILE + "".join(f"      {line}\n" for line in lines),
-        **environment,
-    )
-
-
-def accepted(result: Import, **environment: str) -> Resolved:
-    """The experiment, as `config check` reads it."""
-    assert [str(problem) for problem in result.missing] == []
-    Path("ours.yaml").write_text(result.text)
-    return load("ours.yaml", environment=environment)
-
-
-def reason(result: Import, key: str) -> str:
-    [found] = [item for item in result.left if item.setting.name == key]
-    return f"{found.reason} ({found.hint})" if found.hint else found.reason
-
-
-def fate(result: Import, key: str) -> tuple[tuple[str, ...], str]:
-    [found] = [item for item in result.carried if item.setting.name == key]
-    return found.to, found.note
 
 
 # every key has its row
@@ -282,115 +209,6 @@ def test_two_keys_for_one_of_ours(megatron: Callable[..., Import]) -> None:
     differ = megatron("norm_epsilon: 1e-6", "layernorm_epsilon: 1e-5")
     assert reason(differ, "norm_epsilon") == "line 14 sets model.rms_norm_eps otherwise, which counts"
     assert accepted(differ).experiment.model.rms_norm_eps == 1e-5
-
-
-# the engine's own keys
-
-
-NATIVE_ROWS = [
-    (backend, key) for backend, table in TABLES.items() for key, rule in table.items() if "native " in rule.text
-]
-
-
-@pytest.mark.parametrize(("backend", "key"), NATIVE_ROWS, ids=lambda word: word)
-def test_rows_of_the_engine_s_own_keys_lead_to_keys_that_can_be_set(backend: str, key: str) -> None:
-    """What its schema leaves out is not carried, for the reason that the row gives: no row is left to the schema."""
-    target = TABLES[backend][key].text.removeprefix("native ")
-    found = registry.get(backend).native_schema().keys.get(target)
-    assert found is not None, f"{key} -> {target}"
-    assert found.portable is None, f"{target} is set by {found.portable}"
-
-
-def test_megatron_s_own_keys(megatron: Callable[..., Import]) -> None:
-    result = megatron(
-        "overlap_grad_reduce: ${OVERLAP:true}",
-        "cross_entropy_loss_fusion: true",
-        "grad_reduce_in_bf16: true",
-        "bucket_size: 40000000",
-        "no_bias_swiglu_fusion: true",
-        "moe_router_dtype: fp8",
-        "recompute_granularity: full",
-        "recompute_method: block",
-        "recompute_num_layers: 4",
-    )
-    assert accepted(result).experiment.native == {
-        "megatron": {
-            "ddp": {"bucket_size": 40000000, "grad_reduce_in_fp32": False, "overlap_grad_reduce": True},
-            "transformer": {
-                "bias_activation_fusion": False,
-                "cross_entropy_loss_fusion": True,
-                "recompute_method": "block",
-                "recompute_num_layers": 4,
-            },
-        }
-    }
-    assert 'overlap_grad_reduce: "${OVERLAP:true}"' in result.text
-    assert "must be one of fp32, fp64" in reason(result, "moe_router_dtype")
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("main_grads_dtype: bf16", "moments and master weights are fp32"),
-        ("use_precision_aware_optimizer: true", "moments and master weights are fp32"),
-        ("optimizer_cpu_offload: true", "stays on the device"),
-        ("use_torch_fsdp2: true", "shards the optimizer's state of this engine"),
-        ("use_megatron_fsdp: true", "shards the optimizer's state of this engine"),
-        ("cp_comm_type: p2p", "gathers the keys and values"),
-        ("attention_backend: flash", "attention is Primus's own"),
-        ("masked_softmax_fusion: true", "attention is Primus's own"),
-        ("tp_comm_overlap: true", "TransformerEngine's are not used yet"),
-        ("moe_grouped_gemm: true", "TransformerEngine's are not used yet"),
-        ("overlap_moe_expert_parallel_comm: true", "whole microbatches"),
-        ("enable_cuda_graph: true", "CUDA graphs"),
-        ("mtp_num_layers: 1", "multi-token prediction"),
-        ("moe_router_fusion: true", "the router is Primus's own"),
-    ],
-)
-def test_what_megatron_s_schema_leaves_out_has_its_reason(
-    megatron: Callable[..., Import], line: str, expected: str
-) -> None:
-    assert expected in reason(megatron(line), line.partition(":")[0])
-
-
-def test_what_agrees_with_megatron_here(megatron: Callable[..., Import]) -> None:
-    result = megatron(
-        "exp_avg_dtype: fp32",
-        "no_masked_softmax_fusion: true",
-        "add_qkv_bias: true",
-        "attention_backend: auto",
-        "mtp_num_layers: 0",
-        "moe_input_jitter_eps: 0.0",
-        "fp8_recipe: delayed",
-    )
-    assert [item.setting.name for item in result.left] == []
-    assert fate(result, "fp8_recipe")[1] == "without effect there: fp8 is not set"
-
-
-def test_megatron_s_other_balancing_losses(megatron: Callable[..., Import]) -> None:
-    experts = ("num_experts: 8", "moe_router_topk: 2", "moe_ffn_hidden_size: 128")
-    result = megatron(*experts, "moe_router_load_balancing_type: seq_aux_loss", "moe_aux_loss_coeff: 1e-4")
-    assert fate(result, "moe_router_load_balancing_type")[0] == (
-        "moe.balance",
-        "megatron.transformer.moe_router_load_balancing_type",
-    )
-
-
-def test_torchtitan_s_own_keys(titan: Callable[..., Import]) -> None:
-    result = titan(
-        "compile: {enable: true, components: [model]}",
-        "debug: {moe_force_load_balance: true, detect_anomaly: true}",
-        "parallelism: {fsdp_reshard_after_forward: always}",
-        "training.gc_frequency: 3",
-    )
-    experiment = accepted(result).experiment
-    assert experiment.compile is True
-    assert experiment.native["torchtitan"] == {
-        "compile": {"components": ["model"]},
-        "debug": {"detect_anomaly": True, "moe_force_load_balance": True},
-        "parallelism": {"fsdp_reshard_after_forward": "always"},
-    }
-    assert reason(result, "training.gc_frequency") == "unknown key (did you mean training.gc_freq?)"
 
 
 # torchtitan

@@ -30,8 +30,8 @@ def export_huggingface(
     """Write the model of `checkpoint` (a ``step-N`` directory) as a Hugging Face directory: safetensors of at most
     5 GB a file, ``config.json``, and the files of the tokenizer it was trained with, if they are still there.
 
-    dtype: float32, bfloat16 or float16. Memory: about a gigabyte, or twice the largest tensor; the optimizer's state is
-    not read. `output` appears when it is whole; it must not exist. Raises CheckpointError.
+    dtype: float32, bfloat16 or float16. Memory: twice the largest tensor at most; the optimizer's state is not read
+    but to verify it. `output` appears when it is whole; it must not exist. Raises CheckpointError.
     """
     from primus.checkpoints import safetensors
     from primus.config.experiment import Model
@@ -65,7 +65,9 @@ def export_huggingface(
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        safetensors.write(partial, shapes, _counted(saved.tensors(), len(shapes), progress), dtype)
+        safetensors.write(
+            partial, shapes, _counted(saved.tensors(), len(shapes), progress), dtype, narrow=saved.narrowed
+        )
         if progress:
             progress(len(shapes), len(shapes))
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

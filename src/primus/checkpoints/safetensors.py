@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +25,8 @@ SINGLE = "model.safetensors"
 FILE_BYTES = 5_000_000_000
 """Most bytes of tensors in one file, as Hugging Face's tools split by default."""
 HEADER_LIMIT = 100_000_000
+BLOCK = 1 << 18
+"""Elements converted at a time: they stay in the processor's cache, and in memory that is used again."""
 AGAIN = "fetch the model again"
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -46,11 +48,12 @@ class Entry:
     offset: int
 
     def flat(self) -> NDArray[Any]:
-        """Its elements, row-major, mapped from the file; bfloat16 as uint16."""
+        """Its elements, row-major, mapped from the file, which what is written to them does not change; bfloat16 as
+        uint16."""
         count = math.prod(self.shape)
         if not count:
             return np.empty(0, DTYPES[self.dtype])
-        return np.memmap(self.path, DTYPES[self.dtype], mode="r", offset=self.offset, shape=(count,))
+        return np.memmap(self.path, DTYPES[self.dtype], mode="c", offset=self.offset, shape=(count,))
 
 
 def widened(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
@@ -66,9 +69,13 @@ def narrowed(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
         with np.errstate(over="ignore"):  # beyond float16's range is infinite, as in torch
             return values.astype(DTYPES[dtype], copy=False)
     bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    stored: NDArray[Any] = np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
-    return stored
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    rounded[np.isnan(values)] = 0x7FC0
+    return rounded.astype(np.uint16)
 
 
 def entries(directory: Path) -> dict[str, Entry]:
@@ -133,9 +140,12 @@ def write(
     tensors: Iterable[tuple[str, NDArray[np.float32]]],
     dtype: str,
     file_bytes: int = FILE_BYTES,
+    *,
+    narrow: Callable[[NDArray[np.float32], str], NDArray[Any]] = narrowed,
 ) -> None:
     """Write `tensors` in the order of `shapes`, each converted to `dtype` (float32, bfloat16, float16), into as many
-    files as `file_bytes` asks for, with the index when there are several. They are on the disk when this returns."""
+    files as `file_bytes` asks for, with the index when there are several. They are on the disk when this returns.
+    narrow: does what ``narrowed`` does."""
     stored = WRITTEN[dtype]
     sizes = {name: math.prod(shape) * DTYPES[stored].itemsize for name, shape in shapes.items()}
     groups = list(_groups(sizes, file_bytes))
@@ -149,13 +159,27 @@ def write(
                 given, values = next(source)
                 if given != name or values.size * DTYPES[stored].itemsize != sizes[name]:
                     raise ValueError(f"expected {name} of shape {shapes[name]}, got {given} of shape {values.shape}")
-                file.write(narrowed(values, stored).data)
+                _write_values(file, values, stored, narrow)
             file.flush()
             os.fsync(file.fileno())
     if total > 1:
         weight_map = {name: file_name for file_name, group in zip(names, groups, strict=True) for name in group}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_values(
+    file: BinaryIO,
+    values: NDArray[np.float32],
+    stored: str,
+    narrow: Callable[[NDArray[np.float32], str], NDArray[Any]],
+) -> None:
+    flat = values.reshape(-1)
+    if stored == "F32":
+        file.write(flat.data)
+        return
+    for start in range(0, flat.size, BLOCK):
+        file.write(narrow(flat[start : start + BLOCK], stored).data)
 
 
 def _groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:

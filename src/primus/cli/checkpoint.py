@@ -161,12 +161,13 @@ def convert(  # noqa: PLR0917 - the options of the command line
     if (output is None) == (backend is None):
         raise UsageError("nothing says what to make" if output is None else "two things to make", remedy=_ONE_OF)
     run = find_run(name, runs_dir)
-    info = _intact(run, step)
 
     from primus.runtime.environments import ensure
 
-    ensure("torch", invocation.argv)
     if output is not None:
+        info = _intact(run, step)
+        ensure("torch", invocation.argv)
+
         from primus.checkpoints.convert import export_huggingface
 
         with _bars() as bar:
@@ -174,10 +175,15 @@ def convert(  # noqa: PLR0917 - the options of the command line
         click.echo(f"step {info.step:,} written to {output}")
         return
     assert backend is not None
-    from primus.runtime.moving import move
+    from primus.backends import registry
+    from primus.runtime.moving import move, settle
     from primus.runtime.run_directory import RunDirectory
 
+    registry.get(backend)
+    ensure("torch", invocation.argv)
     with RunDirectory(run).claim(lambda text: click.echo(text, err=True)), _bars() as bar:
+        settle(run)
+        info = _intact(run, step)  # only now: until here another process may have been saving
         aside = move(run, info, backend, bar)
     click.echo(f"step {info.step:,} is {backend}'s now; the original is {aside.name}")
     click.echo(f"  continue  the same command with backend={backend}")

@@ -126,8 +126,8 @@ def _native_page(name: str) -> str:
     carried = {key: entry.portable for key, entry in schema.keys.items() if entry.portable}
     lines = [
         f"\n## `{name}`\n",
-        f"The engine's own keys ({engine}), for what the portable ones do not cover. Nest them: `training.x` is",
-        f"`{name}: {{training: {{x: ...}}}}`. Their meaning is the engine's, and so is what becomes of them.",
+        f"The engine's own keys ({engine}), for what the portable ones do not cover. Nest them: `section.x` is",
+        f"`{name}: {{section: {{x: ...}}}}`. Their meaning is the engine's, and so is what becomes of them.",
         *(["Files are checked against the version in use, whose keys may differ."] if _varies(name) else []),
         "",
         "| Key | Type | Default | Meaning |",

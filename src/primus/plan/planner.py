@@ -43,7 +43,7 @@ def make_plan(
     backend = registry.get(experiment.backend)
     arranged, findings = topology.resolve(experiment, nnodes=nnodes, nproc=nproc)
     findings += checks.check(experiment, arranged)
-    findings += _beyond(experiment, arranged, backend, workflow)
+    findings += beyond(experiment, arranged, backend, workflow)
     findings += _secrets(experiment)
     data: PlannedData | None = None
     of_data: list[Problem] = []
@@ -113,7 +113,7 @@ def _with_local_start(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"model": model})
 
 
-def _beyond(experiment: Experiment, arranged: Topology | None, backend: Backend, workflow: str) -> Iterator[Finding]:
+def beyond(experiment: Experiment, arranged: Topology | None, backend: Backend, workflow: str) -> Iterator[Finding]:
     """What this backend cannot do."""
     can, name = backend.capabilities(), backend.name
     if workflow not in can.workflows:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from primus.backends.base import Progress
 from primus.backends.pytorch.pieces import Made
 from primus.backends.pytorch.saved import SavedTensors
-from primus.backends.pytorch.shards import Shard, fill
 from primus.backends.pytorch.storage import HashingWriter
-from primus.backends.pytorch.weights import Rows, Weight
+from primus.backends.pytorch.weights import Weight, lines, runs
 from primus.checkpoints import safetensors
 from primus.checkpoints.integrity import read_manifest, seal
 from primus.checkpoints.safetensors import Entry, entries, widened
@@ -117,17 +116,12 @@ def import_state(layout: LayoutOf, backend: str, directory: Path, checkpoint: Pa
 
 
 def _whole(weight: Weight, found: dict[str, Entry]) -> torch.Tensor:
-    """The native tensor `weight`, from the Hugging Face tensors `found`."""
-    flat: Callable[[str], NDArray[Any]] = lru_cache(maxsize=2)(lambda name: found[name].flat())
-
-    def values(_: Weight, source: int, offsets: Rows, columns: NDArray[np.int64]) -> NDArray[np.float32]:
-        name = weight.sources[source].name
-        return widened(flat(name)[offsets[:, None] + columns[None, :] * weight.stride], found[name].dtype)
-
-    tensor = torch.empty(weight.shape)
-    fill([Shard(weight.native, tensor, weight.shape, _everything(weight.shape))], [weight], values)
-    return tensor
-
-
-def _everything(shape: Sequence[int]) -> list[NDArray[np.int64]]:
-    return [np.arange(size, dtype=np.int64) for size in shape]
+    """The native tensor `weight`, from the Hugging Face tensors `found`: mapped, if it lies there as it is."""
+    which, offsets = weight.locate(np.arange(weight.rows, dtype=np.int64))
+    columns = np.arange(weight.columns, dtype=np.int64)
+    parts = []
+    for first, last in runs(which):
+        entry = found[weight.sources[which[first]].name]
+        parts.append(widened(lines(entry.flat(), offsets[first:last], columns, weight.stride), entry.dtype))
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return torch.from_numpy(np.ascontiguousarray(whole)).view(weight.shape)

@@ -6,21 +6,21 @@ One process, no process group.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from primus.backends.pytorch.weights import Source, Weight, to_huggingface
 from primus.config.experiment import Model
 from primus.errors import CheckpointError
-
-BATCH_BYTES = 1 << 29
-"""Of native tensors read at a time: each read walks the checkpoint's metadata once."""
 
 
 class SavedTensors:
@@ -31,9 +31,14 @@ class SavedTensors:
     """
 
     def __init__(self, directory: Path, weights: Iterable[Weight], stored: Callable[[str], str] = str) -> None:
-        self._reader = FileSystemReader(directory)
+        self._directory, self._reader = directory, FileSystemReader(directory)
         self._stored = stored
-        there = self._reader.read_metadata().state_dict_metadata
+        metadata = self._reader.read_metadata()
+        self._parts: dict[str, list[tuple[torch.Size, _StorageInfo]]] = {}
+        """Name in the checkpoint -> where each part that a rank saved begins in the tensor, and in which file it is."""
+        for index, info in (metadata.storage_data or {}).items():
+            self._parts.setdefault(index.fqn, []).append((index.offset or torch.Size(), info))
+        there = metadata.state_dict_metadata
         shapes = {name: tuple(entry.size) for name, entry in there.items() if isinstance(entry, TensorStorageMetadata)}
         seen: set[str] = set()
         self._weights: list[Weight] = []
@@ -57,31 +62,51 @@ class SavedTensors:
         return [source for weight in self._weights for source in weight.sources]
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Name and values of every tensor. Holds `BATCH_BYTES` of native tensors, or a larger one, and one more."""
-        batch: list[Weight] = []
-        filled = 0
+        """Name and values of every tensor. Those that one rank saved whole are mapped from the file; of the others one
+        at a time is put together."""
         for weight in self._weights:
-            size = 4 * weight.rows * weight.columns
-            if batch and filled + size > BATCH_BYTES:
-                yield from self._convert(batch)
-                batch, filled = [], 0
-            batch.append(weight)
-            filled += size
-        yield from self._convert(batch)
-
-    def _convert(self, batch: list[Weight]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        state = {
-            weight.native: (torch.empty if weight.native in self._present else torch.zeros)(weight.shape)
-            for weight in batch
-        }
-        self._load({self._stored(name): tensor for name, tensor in state.items() if name in self._present})
-        for weight in batch:
-            values = state.pop(weight.native).numpy()
-            for source, tensor in zip(weight.sources, to_huggingface(weight, values), strict=True):
+            converted = to_huggingface(weight, self._native(weight))
+            for source, tensor in zip(weight.sources, converted, strict=True):
                 yield source.name, tensor
 
-    def _load(self, state: dict[str, torch.Tensor]) -> None:
-        load(state, storage_reader=self._reader, no_dist=True)
+    @staticmethod
+    def narrowed(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+        """``safetensors.narrowed`` by torch, ten times as fast."""
+        narrow = {"BF16": torch.bfloat16, "F16": torch.float16}[dtype]
+        aligned = np.require(values, requirements="A")  # in files of earlier versions they are not
+        return torch.from_numpy(aligned).to(narrow).view(torch.uint16).numpy()
+
+    def _native(self, weight: Weight) -> NDArray[np.float32]:
+        """The native tensor `weight`; zeros when it is optional and not there."""
+        if weight.native not in self._present:
+            return np.zeros(weight.shape, np.float32)
+        name = self._stored(weight.native)
+        parts = [(offsets, self._mapped(info)) for offsets, info in self._parts[name]]
+        if sum(part.size for _, part in parts) != prod(weight.shape):
+            raise CheckpointError(f"the checkpoint holds {name} in part only", where=str(self._directory))
+        if len(parts) == 1:
+            return parts[0][1].reshape(weight.shape)
+        whole = np.empty(weight.shape, np.float32)
+        for offsets, part in parts:
+            whole[tuple(slice(first, first + size) for first, size in zip(offsets, part.shape, strict=True))] = part
+        return whole
+
+    def _mapped(self, info: _StorageInfo) -> NDArray[np.float32]:
+        """One part of a tensor. torch tells where its elements are in the file without reading them."""
+        path = self._directory / info.relative_path
+        with path.open("rb") as file, FakeTensorMode():
+            described: torch.Tensor = torch.load(self._reader._slice_file(file, info), weights_only=True)
+        if not described.numel():
+            return np.empty(tuple(described.shape), np.float32)
+        storage: Any = described.untyped_storage()
+        place = info.offset + storage._checkpoint_offset
+        raw = np.memmap(path, np.uint8, mode="c", offset=place, shape=(storage.nbytes(),))
+        if described.dtype == torch.float32:
+            flat = raw.view(np.float32)
+        else:
+            flat = torch.from_numpy(np.array(raw)).view(described.dtype).float().numpy()
+        steps = [flat.itemsize * step for step in described.stride()]
+        return as_strided(flat[int(described.storage_offset()) :], tuple(described.shape), steps)
 
 
 class SavedModel(SavedTensors):
@@ -102,9 +127,7 @@ class SavedModel(SavedTensors):
         self._weights = [weight for weight in self._weights if not weight.ours]
 
     def _refuse_unless_zero(self, weight: Weight, directory: Path) -> None:
-        state = {weight.native: torch.empty(weight.shape)}
-        self._load(state)
-        if state[weight.native].any():
+        if self._native(weight).any():
             raise CheckpointError(
                 f"{weight.native} is a balancing bias, which Hugging Face's format has no place for",
                 where=str(directory),

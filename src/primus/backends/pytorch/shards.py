@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from primus.backends.pytorch.devices import available_cores
-from primus.backends.pytorch.weights import BLOCK, Rows, Weight
+from primus.backends.pytorch.weights import BLOCK, Rows, Weight, runs
 from primus.errors import CheckpointError
 
 Values = Callable[[Weight, int, Rows, NDArray[np.int64]], NDArray[np.float32]]
@@ -72,9 +72,7 @@ def _filling(shard: Shard, weight: Weight, values: Values) -> list[Callable[[], 
 def _fill_rows(matrix: torch.Tensor, weight: Weight, rows: Rows, columns: NDArray[np.int64], values: Values) -> None:
     which, offsets = weight.locate(rows)
     step = max(1, BLOCK // columns.size)
-    # Runs of rows of one source, so that each call reads one tensor.
-    borders = np.flatnonzero(np.diff(which)) + 1
-    for first, last in zip([0, *borders], [*borders, rows.size], strict=True):
+    for first, last in runs(which):  # so that each call reads one tensor
         for begin in range(first, last, step):
             end = min(begin + step, last)
             block = values(weight, int(which[first]), offsets[begin:end], columns)

@@ -10,11 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primus.backends.pytorch.shards import Shard, fill
-from primus.backends.pytorch.weights import Rows, Weight
+from primus.backends.pytorch.weights import Rows, Weight, lines
 from primus.checkpoints.safetensors import DTYPES, Entry, entries, widened
 from primus.config.experiment import Model
+from primus.config.families import COMPOSITES
 from primus.errors import CheckpointError, Problem
 from primus.numerics.init import normal_at
+
+LISTED = 5
+"""Tensors that are named of each kind that is wrong."""
+LANGUAGE = "language_model."
+VISION = ("vision_model.", "multi_modal_projector.")
+"""How the names of tensors of a model that also sees begin: of its language part, and of the rest."""
 
 
 def random_start(shards: Iterable[Shard], weights: Iterable[Weight], model: Model, seed: int) -> None:
@@ -43,7 +50,7 @@ def load_huggingface(shards: Sequence[Shard], weights: Sequence[Weight], model: 
     Raises CheckpointError with every tensor that is missing, left over, of another shape or of a dtype that is not
     plain floating point, before anything is changed.
     """
-    found = entries(directory)
+    found = _language(entries(directory), model)
     problems = compare(model, weights, found, directory)
     if problems:
         raise CheckpointError(problems=problems)
@@ -55,9 +62,17 @@ def load_huggingface(shards: Sequence[Shard], weights: Sequence[Weight], model: 
         name = weight.sources[source].name
         if name not in found:
             return np.zeros((offsets.size, columns.size), np.float32)
-        return widened(mapped(name)[offsets[:, None] + columns[None, :] * weight.stride], found[name].dtype)
+        return widened(lines(mapped(name), offsets, columns, weight.stride), found[name].dtype)
 
     fill(shards, weights, values)
+
+
+def _language(found: dict[str, Entry], model: Model) -> dict[str, Entry]:
+    """Of the tensors of a model that also sees, those of its language part, under the names they have alone; of any
+    other, all."""
+    if model.model_type not in COMPOSITES.values() or not any(name.startswith(LANGUAGE) for name in found):
+        return found
+    return {name.removeprefix(LANGUAGE): entry for name, entry in found.items() if not name.startswith(VISION)}
 
 
 def compare(model: Model, expected: Iterable[Weight], found: dict[str, Entry], directory: Path) -> list[Problem]:
@@ -71,12 +86,16 @@ def compare(model: Model, expected: Iterable[Weight], found: dict[str, Entry], d
     extra = [name for name in found if name not in sources and not _ignored(name, model)]
     if extra:
         problems.append(Problem(str(directory), f"tensors that the model has no place for: {_some(extra)}", remedy))
+    unfit = []
     for name, entry in found.items():
         shape = sources[name][0] if name in sources else entry.shape
         if entry.shape != shape:
-            problems.append(Problem(str(entry.path), f"{name} is {entry.shape}, the model wants {shape}", remedy))
+            unfit.append(Problem(str(entry.path), f"{name} is {entry.shape}, the model wants {shape}", remedy))
         elif name in sources and entry.dtype not in DTYPES:
-            problems.append(Problem(str(entry.path), f"{name} is stored as {entry.dtype}", f"convert it to {legal}"))
+            unfit.append(Problem(str(entry.path), f"{name} is stored as {entry.dtype}", f"convert it to {legal}"))
+    problems += unfit[:LISTED]
+    if len(unfit) > LISTED:
+        problems.append(Problem(str(directory), f"{len(unfit) - LISTED} more tensors do not fit either", remedy))
     return problems
 
 
@@ -89,7 +108,7 @@ def _ignored(name: str, model: Model) -> bool:
     return model.model_type == "deepseek_v3" and number.isdigit() and int(number) >= model.num_hidden_layers
 
 
-def _some(names: list[str], count: int = 5) -> str:
+def _some(names: list[str], count: int = LISTED) -> str:
     rest = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(sorted(names)[:count]) + rest
 

@@ -20,6 +20,9 @@ METADATA = ".metadata"
 THREADS = 2
 """Files, and threads that write them, of one rank. Two hide each other's fsync; more gained nothing on a local disk."""
 
+ALIGNMENT = 64
+"""Of tensors in a file, as torch.save aligns them in its own: so that readers may map them."""
+
 
 class HashedFile(io.RawIOBase):
     """A new file that hashes what is written to it."""
@@ -87,6 +90,7 @@ class HashingWriter(FileSystemWriter):
         results = []
         with HashedFile(Path(self.path) / name) as file:
             for item in items:
+                file.write(bytes(-file.size % ALIGNMENT))
                 start = file.size
                 data = planner.resolve_data(item)
                 try:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
@@ -158,21 +159,61 @@ def fused_qkv(native: str, qkv: Sequence[Weight], heads: int, kv_heads: int, hea
     return Weight(native, shape, sources, locate, start=qkv[0].start)
 
 
+def runs(which: Rows) -> list[tuple[int, int]]:
+    """First and end of every run of rows of one source."""
+    borders = (np.flatnonzero(np.diff(which)) + 1).tolist()
+    return list(zip([0, *borders], [*borders, which.size], strict=True))
+
+
+def lines(flat: NDArray[Any], offsets: Rows, columns: NDArray[np.int64], stride: int) -> NDArray[Any]:
+    """Elements ``offsets[i] + columns[j] * stride`` of `flat`, [n, c]: a view where they are evenly spaced, which saves
+    most of the time, a copy elsewhere."""
+    right = _spacing(columns)
+    if right is None:
+        found: NDArray[Any] = flat[offsets[:, None] + columns[None, :] * stride]
+    else:
+        found = _windows(flat, columns.size, right * stride)[_places(offsets + columns[0] * stride)]
+    return found
+
+
+def _windows(flat: NDArray[Any], count: int, distance: int) -> NDArray[Any]:
+    """[n, count]: for every place in `flat` where they fit, `count` elements from there on, `distance` apart."""
+    width = flat.itemsize
+    return as_strided(flat, (flat.size - (count - 1) * distance, count), (width, distance * width))
+
+
+def _places(index: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """`index`, as a slice if it can be."""
+    distance = _spacing(index)
+    return index if distance is None else slice(int(index[0]), int(index[-1]) + 1, distance)
+
+
+def _spacing(index: NDArray[np.int64]) -> int | None:
+    """Distance of neighbours in `index` if all are the same and go up."""
+    if index.size < 2:
+        return 1
+    distance = int(index[1] - index[0])
+    return distance if distance > 0 and (np.diff(index) == distance).all() else None
+
+
 def to_huggingface(weight: Weight, values: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """The whole native tensor `values` as the tensors of ``weight.sources``."""
+    """The whole native tensor `values` as the tensors of ``weight.sources``: views of it where they lie in it as they
+    are."""
     matrix = values.reshape(weight.rows, weight.columns)
-    out = [np.empty(math.prod(source.shape), np.float32) for source in weight.sources]
+    out: list[NDArray[np.float32] | None] = [None] * len(weight.sources)
     which, offsets = weight.locate(np.arange(weight.rows, dtype=np.int64))
-    columns = np.arange(weight.columns, dtype=np.int64) * weight.stride
     step = max(1, BLOCK // weight.columns)
-    borders = np.flatnonzero(np.diff(which)) + 1  # between runs of rows of one source
-    for first, last in zip([0, *borders], [*borders, weight.rows], strict=True):
-        target = out[which[first]]
-        if weight.stride == 1 and (np.diff(offsets[first:last]) == weight.columns).all():
-            start = offsets[first]
-            target[start : start + (last - first) * weight.columns] = matrix[first:last].reshape(-1)
+    for first, last in runs(which):
+        number, size = int(which[first]), math.prod(weight.sources[which[first]].shape)
+        straight = weight.stride == 1 and (np.diff(offsets[first:last]) == weight.columns).all()
+        if straight and (last - first) * weight.columns == size:
+            out[number] = matrix[first:last].reshape(-1)
             continue
+        target = out[number]
+        if target is None:
+            target = out[number] = np.empty(size, np.float32)
+        windows = _windows(target, weight.columns, weight.stride)
         for begin in range(first, last, step):
             end = min(begin + step, last)
-            target[offsets[begin:end, None] + columns[None, :]] = matrix[begin:end]
-    return [flat.reshape(source.shape) for flat, source in zip(out, weight.sources, strict=True)]
+            windows[_places(offsets[begin:end])] = matrix[begin:end]
+    return [flat.reshape(source.shape) for flat, source in zip(out, weight.sources, strict=True) if flat is not None]

@@ -24,8 +24,7 @@ STATE = "moments and master weights are fp32: checkpoints hold them so"
 FSDP = (
     "parallel.data_shard shards the optimizer's state of this engine; that of torchtitan weights and gradients as well"
 )
-FP8 = "this engine's fp8 is TransformerEngine's, which is not used yet: fp8 trains with backend: torchtitan"
-ENGINE_LAYERS = "layers are Megatron's local ones: TransformerEngine's are not used yet"
+FP8 = "fp8 of this engine is not here yet: fp8 trains with backend: torchtitan"
 SCHEDULES = "the schedules run whole microbatches: forward and backward are not taken apart"
-ATTENTION = "attention is Primus's own: torch's scaled dot product"
+ATTENTION = "which attention runs follows from the device and from what is installed"
 BY_FAMILY = "the model family's: model.model_type"
