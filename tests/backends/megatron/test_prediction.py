@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import megatron_next
 import pytest
 from gang import Case, Ran, run_gang
 from tiny import DEEPSEEK_V3, QWEN3, make, make_dataset
+
+from primus.backends.megatron import MegatronBackend
+from primus.errors import CheckpointError
 
 TOLERANCE = 1e-5
 OPTIONS: dict[str, Any] = {
@@ -64,3 +68,10 @@ def test_the_loss_is_that_of_the_next_token_and_the_model_learns_from_both(ran: 
 
 def test_a_run_continues_bit_by_bit(ran: dict[str, Ran]) -> None:
     assert ran["again"].ended().losses == {step: loss for step, loss in ran["alone"].ended().losses.items() if step > 5}
+
+
+def test_they_cannot_move_to_an_engine_without(ran: dict[str, Ran], tmp_path: Path) -> None:
+    saved = Path(ran["alone"].of("checkpoint_saved")[-1]["path"])
+    with pytest.raises(CheckpointError, match=r"mtp\.layers\.0.* no place in another engine"):
+        MegatronBackend().export_state(saved, tmp_path, lambda done, total: None)
+    assert not list(tmp_path.iterdir())

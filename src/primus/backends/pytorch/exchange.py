@@ -8,6 +8,7 @@ group; tensors pass one at a time.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -60,6 +61,13 @@ def export_state(layout: LayoutOf, checkpoint: Path, directory: Path, progress: 
     info = read_manifest(checkpoint)
     tensors = layout(Model.model_validate(info.model, strict=False))
     parts = {part: SavedTensors(checkpoint, tensors.of(part), partial(_name_of, part)) for part in PARTS}
+    known = {_name_of(part, weight.native) for part in PARTS for weight in tensors.of(part)}
+    if unknown := sorted(parts["weights"].names - known):
+        raise CheckpointError(
+            f"{unknown[0]} and {len(unknown) - 1} more tensors have no place in another engine",
+            where=str(checkpoint),
+            remedy="go on with the engine that trained them; or export the weights with --output",
+        )
     total, done = sum(len(saved.sources) for saved in parts.values()), 0
 
     def counted(items: Iterator[tuple[str, NDArray[np.float32]]]) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -101,7 +109,9 @@ def import_state(layout: LayoutOf, backend: str, directory: Path, checkpoint: Pa
                 state[_name_of(part, weight.native)] = Made(weight.shape, partial(made, weight, found))
     writer = HashingWriter(checkpoint, threads=1)
     try:
-        save(state, storage_writer=writer, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*assuming the intent is to save in a single process.*")
+            save(state, storage_writer=writer, no_dist=True)
     except CheckpointException as error:
         cause: BaseException = next(iter(error.failures.values()))[0]
         raise CheckpointError(str(cause), where=str(checkpoint)) from error

@@ -22,6 +22,9 @@ from primus.backends.pytorch.weights import Source, Weight, to_huggingface
 from primus.config.experiment import Model
 from primus.errors import CheckpointError
 
+PART = 1 << 15
+"""Elements that torch converts on one thread. Its threads would spin while they wait for each other."""
+
 
 class SavedTensors:
     """Those of the checkpoint in `directory` that `weights` describe, under Hugging Face's names.
@@ -40,6 +43,8 @@ class SavedTensors:
             self._parts.setdefault(index.fqn, []).append((index.offset or torch.Size(), info))
         there = metadata.state_dict_metadata
         shapes = {name: tuple(entry.size) for name, entry in there.items() if isinstance(entry, TensorStorageMetadata)}
+        self.names = frozenset(shapes)
+        """Of every tensor in the checkpoint, described or not."""
         seen: set[str] = set()
         self._weights: list[Weight] = []
         for weight in weights:
@@ -72,9 +77,11 @@ class SavedTensors:
     @staticmethod
     def narrowed(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
         """``safetensors.narrowed`` by torch, ten times as fast."""
-        narrow = {"BF16": torch.bfloat16, "F16": torch.float16}[dtype]
-        aligned = np.require(values, requirements="A")  # in files of earlier versions they are not
-        return torch.from_numpy(aligned).to(narrow).view(torch.uint16).numpy()
+        aligned = torch.from_numpy(np.require(values, requirements="A"))  # in files of earlier versions they are not
+        stored = torch.empty(values.size, dtype={"BF16": torch.bfloat16, "F16": torch.float16}[dtype])
+        for target, part in zip(stored.split(PART), aligned.split(PART), strict=True):
+            target.copy_(part)
+        return stored.view(torch.uint16).numpy()
 
     def _native(self, weight: Weight) -> NDArray[np.float32]:
         """The native tensor `weight`; zeros when it is optional and not there."""
