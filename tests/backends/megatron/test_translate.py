@@ -207,3 +207,8 @@ def test_a_plan_carries_patches_and_variables() -> None:
     assert listed == patches.for_device("rocm")
     assert env["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
     assert len(listed) < len(patches.for_device("cpu")) <= 15
+
+
+def test_more_stages_than_layers_end() -> None:
+    """They are refused elsewhere; here the search for a split must not go on for ever."""
+    assert sum(stage.count("decoder") for stage in split.stages(1, 2)) == 1

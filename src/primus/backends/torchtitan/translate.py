@@ -108,7 +108,7 @@ def stages(layers: int, count: int) -> list[list[str]]:
     sizes = [base + (1 if stage < extra else 0) for stage in range(count)]
     sizes[0] -= 1
     sizes[-1] -= 1
-    while min(sizes) < 1:  # short models: no stage without a layer
+    while min(sizes) < 1 < max(sizes):  # short models: no stage without a layer
         sizes[sizes.index(max(sizes))] -= 1
         sizes[sizes.index(min(sizes))] += 1
     parts, first = [], 0
