@@ -114,6 +114,8 @@ def import_state(layout: LayoutOf, backend: str, directory: Path, checkpoint: Pa
             save(state, storage_writer=writer, no_dist=True)
     except CheckpointException as error:
         cause: BaseException = next(iter(error.failures.values()))[0]
+        if not isinstance(cause, Exception):  # a person's Ctrl+C is no fault of the checkpoint
+            raise cause from error
         raise CheckpointError(str(cause), where=str(checkpoint)) from error
     seal(
         checkpoint,

@@ -24,8 +24,8 @@ Locate = Callable[[Rows], tuple[Rows, Rows]]
 
 Start = Literal["normal", "ones", "zeros"]
 
-BLOCK = 1 << 16
-"""Elements moved at a time."""
+BLOCK = 1 << 15
+"""Elements moved at a time. More of them torch would give to several threads, which spin while they wait."""
 
 
 @dataclass(frozen=True)

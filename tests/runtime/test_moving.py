@@ -1,0 +1,176 @@
+"""Moving a run to another engine when something is in the way: refused before anything is written, or interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from command_line import Cli
+from gang import SOURCES
+from tiny import GPT_OSS, LLAMA, LLAMA4, MIXTRAL, make
+
+from primus.backends.megatron import export as megatron
+from primus.backends.pytorch.exchange import PARTS, Layout, _name_of
+from primus.backends.torchtitan import export as torchtitan
+from primus.checkpoints import store
+from primus.checkpoints.store import CheckpointInfo
+from primus.config.experiment import Model
+from primus.errors import CheckpointError, PlanError
+from primus.runtime.moving import move, settle
+
+LAYOUTS: dict[str, Callable[[Model], Layout]] = {"megatron": megatron.layout, "torchtitan": torchtitan.layout}
+STEP = 3
+
+
+def saved(run: Path, backend: str, step: int = STEP, **overrides: Any) -> CheckpointInfo:
+    """A checkpoint of random numbers, and the plan of the run it is in."""
+    plan = make(run, "synthetic", backend=backend, **overrides)
+    (run / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+    layout = LAYOUTS[backend](plan.experiment.model)
+    state = {_name_of(part, weight.native): torch.rand(weight.shape) for part in PARTS for weight in layout.of(part)}
+    directory = store.begin(run, step)
+    dcp.save(state, storage_writer=dcp.FileSystemWriter(directory), no_dist=True)
+    model = plan.experiment.model.model_dump(mode="json")
+    store.seal(directory, step=step, consumed_samples=8 * step, model=model, backend=backend)
+    return store.complete(run)[0]
+
+
+def there(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def quiet(_: str) -> Any:
+    return lambda done, total: None
+
+
+REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "model.model_type": ("torchtitan", "megatron", {"model": GPT_OSS}),
+    "model.num_experts_per_tok": ("torchtitan", "megatron", {"model": LLAMA4}),
+    "precision": ("torchtitan", "megatron", {"precision": "fp8", "torchtitan__float8__emulate": True}),
+    "moe.balance": ("megatron", "torchtitan", {"model": MIXTRAL, "moe__balance": "aux_loss"}),
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_where_a_run_could_not_go_on_it_is_not_moved(key: str, tmp_path: Path) -> None:
+    backend, to, overrides = REFUSED[key]
+    info = saved(tmp_path / "run", backend, **overrides)
+    with pytest.raises(PlanError) as caught:
+        move(tmp_path / "run", info, to, quiet)
+    assert [problem.where for problem in caught.value.problems] == [key]
+    assert there(tmp_path / "run") == ["step-3"]
+
+
+def test_without_its_plan_a_checkpoint_still_says_what_model_it_is(tmp_path: Path) -> None:
+    info = saved(tmp_path / "run", "torchtitan", model=GPT_OSS)
+    (tmp_path / "run" / "plan.json").unlink()
+    with pytest.raises(PlanError, match="megatron has no model_type 'gpt_oss'"):
+        move(tmp_path / "run", info, "megatron", quiet)
+    assert there(tmp_path / "run") == ["step-3"]
+
+
+def test_a_layout_that_does_not_fit_is_no_reason(tmp_path: Path) -> None:
+    """The next command may name another."""
+    run = tmp_path / "run"
+    info = saved(run, "torchtitan", model=LLAMA | {"vocab_size": 255}, nproc=2, parallel__tensor=2)
+    assert move(run, info, "megatron", quiet).name == "step-3.aside-1"
+    assert store.complete(run)[0].backend == "megatron"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, os.strerror(28))])
+@pytest.mark.parametrize("moment", ["writing", "placing"])
+def test_what_interrupts_it_leaves_the_run_as_it_was(
+    moment: str, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, rename = tmp_path / "run", Path.rename
+    info = saved(run, "megatron")
+    saved(run, "megatron", 5)
+
+    def interrupt(*_: Any) -> None:
+        raise error
+
+    def placing(path: Path, target: Path) -> Path:
+        return interrupt() if path.name.startswith(".converted") else rename(path, target)  # type: ignore[return-value]
+
+    if moment == "placing":
+        monkeypatch.setattr(Path, "rename", placing)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else CheckpointError):
+        move(run, info, "torchtitan", lambda title: interrupt if title.startswith(moment) else quiet(title))
+    assert there(run) == ["step-3", "step-5"]
+    assert [found.backend for found in store.complete(run)] == ["megatron"] * 2
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from primus.checkpoints import store
+from primus.runtime.moving import move
+
+def progress(title):
+    def at(done, total):
+        if title.startswith("writing") and done == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return at
+
+run = Path(sys.argv[1])
+move(run, store.complete(run)[0], "torchtitan", progress)
+"""
+
+
+def test_killed_in_the_middle_it_can_be_asked_for_again(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    saved(run, "megatron")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(run)], env={**os.environ, "PYTHONPATH": str(SOURCES)}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    left = there(run)
+    assert len(left) == 3  # the original, and two directories of the conversion, which nobody takes for a checkpoint
+    assert [(info.step, info.backend) for info in store.complete(run)] == [(STEP, "megatron")]
+    again = cli("checkpoint", "convert", "run", "--to", "torchtitan")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("step 3 is torchtitan's now; the original is step-3.aside-1")
+    assert not again.stderr
+    assert there(run) == ["step-3", "step-3.aside-1"]
+
+
+def test_killed_while_it_puts_its_checkpoint_in_place_it_is_finished(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    info = saved(run, "megatron")
+    move(run, info, "torchtitan", quiet)
+    folder = run / "checkpoints"
+    (folder / "step-3").rename(folder / ".converted-3-99")
+    (folder / ".exchange-3-99" / "weights").mkdir(parents=True)
+    (folder / ".converted-2-7").mkdir()
+    (folder / ".mine").mkdir()
+    assert not store.complete(run)
+    settle(run)
+    assert there(run) == [".mine", "step-3", "step-3.aside-1"]
+    assert [found.backend for found in store.complete(run)] == ["torchtitan"]
+    assert not store.verify(store.complete(run)[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("empty", "--to", "torchtitan"), "run 'empty' has no intact checkpoint"),
+        (("empty", "--to", "megatrn"), "did you mean 'megatron'?"),
+        (("absent", "--to", "megatron"), "there is no run 'absent'"),
+    ],
+)
+def test_nothing_to_move(arguments: tuple[str, ...], message: str, cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "empty"
+    plan = make(run, "synthetic", backend="megatron")
+    (run / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+    done = cli("checkpoint", "convert", *arguments)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
