@@ -68,9 +68,11 @@ def test_the_torch_environment_holds_what_the_package_asks_for() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    torch = {str(need) for need in read_requirements("torch")}
-    declared = {*project["dependencies"], *project["optional-dependencies"]["torchtitan"]}
-    assert {item.replace("_", "-") for item in declared} == torch
+    extras = project["optional-dependencies"]
+    for python, newer in (((3, 11), False), ((3, 12), True)):
+        torch = {str(need) for need in read_requirements("torch", python)}
+        declared = [*project["dependencies"], *extras["torchtitan"], extras["megatron"][newer].partition(";")[0]]
+        assert {item.replace("_", "-") for item in declared} == torch
 
 
 @pytest.mark.parametrize(
