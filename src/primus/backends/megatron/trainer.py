@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,10 +27,9 @@ from primus.backends.pytorch import start
 from primus.backends.pytorch.meter import Meter
 from primus.backends.pytorch.profiling import Profiling
 from primus.backends.pytorch.samples import Microbatch, TrainingSamples
+from primus.backends.pytorch.steps import announce, refuse_unfinite
 from primus.config.units import seconds
 from primus.data.reader import IGNORED, open_training
-from primus.errors import TrainingError
-from primus.events.types import RunStarted
 from primus.numerics.schedule import learning_rate
 from primus.plan.plan import Plan
 
@@ -87,8 +85,7 @@ class Trainer:
             self._start()
         else:
             self.step, self.samples.consumed = resumed.step, resumed.consumed_samples
-        if self.session.rank == 0:
-            self._announce(None if resumed is None else resumed.step)
+        announce(self.plan, self.session, "Megatron", None if resumed is None else resumed.step)
         stopped = False
         if resumed is None:
             self._evaluate(always=True)
@@ -123,22 +120,6 @@ class Trainer:
             start.load_huggingface(self.optimizer.weights(), expected, model, Path(model.init))
         self.optimizer.publish()
 
-    def _announce(self, resumed_from: int | None) -> None:
-        plan = self.plan
-        patches = f"{len(plan.patches)} declared patches of Megatron apply; plan.json lists them"
-        self.session.emit(
-            RunStarted(
-                name=plan.experiment.name,
-                attempt=self.session.attempt,
-                world_size=self.session.world_size,
-                device=plan.experiment.hardware.name,
-                parameters=plan.parameters,
-                steps=plan.experiment.train.steps,
-                resumed_from=resumed_from,
-                notes=(patches,) if plan.patches else (),
-            )
-        )
-
     def _train_step(self) -> bool:
         """One optimizer step. Returns whether any rank was asked to stop, the same on all ranks."""
         began = time.perf_counter()
@@ -151,8 +132,7 @@ class Trainer:
         loss = self.forward_backward(microbatches) / tokens
         norm = self.optimizer.gradient_norm()
         readings = self.meter.read(loss, torch.tensor(norm, device=self.platform.device))
-        if readings.unfinite_ranks or not math.isfinite(readings.grad_norm):
-            self._refuse(readings.loss, readings.grad_norm, readings.unfinite_ranks)
+        refuse_unfinite(readings, self.step, self.checkpoints)
         self.checkpoints.maybe_wait_for_staging()
         self.optimizer.step(lr, norm)
         self.samples.consumed += self.plan.experiment.train.global_batch_size
@@ -204,19 +184,6 @@ class Trainer:
             return total, valid.sum().int(), {"loss": total.detach().clone()}
 
         return output, loss_of
-
-    def _refuse(self, loss: float, grad_norm: float, ranks: tuple[int, ...]) -> None:
-        """Stop before the update. The checkpoints on the disk are from finite steps."""
-        self.checkpoints.finish()
-        what = f"the loss is {loss}" if ranks else f"the loss is {loss}, but the gradient norm is {grad_norm}"
-        which = f" on rank {', '.join(map(str, ranks))}" if ranks else " (one norm for all ranks)"
-        kept = self.checkpoints.complete_step
-        raise TrainingError(
-            f"{what}{which}; no weight was updated with it",
-            where=f"step {self.step}",
-            remedy="lower optimizer.lr or optimizer.clip_grad_norm, or look at the data of this step; "
-            + (f"the checkpoint of step {kept} is intact" if kept is not None else "there is no checkpoint yet"),
-        )
 
     def _evaluate(self, *, always: bool) -> None:
         if self.evaluation is not None and (always or self.step % self.plan.experiment.eval.interval == 0):

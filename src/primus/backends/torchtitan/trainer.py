@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,14 +19,14 @@ from primus.backends.base import Result, Session
 from primus.backends.pytorch.meter import Meter, plain
 from primus.backends.pytorch.profiling import Profiling
 from primus.backends.pytorch.samples import Microbatch
+from primus.backends.pytorch.steps import announce, refuse_unfinite
 from primus.backends.torchtitan.checkpoint import Checkpoints
 from primus.backends.torchtitan.clipping import clip_gradients
 from primus.backends.torchtitan.evaluation import Evaluation
 from primus.backends.torchtitan.loader import SampleLoader
 from primus.backends.torchtitan.optimizer import Optimizers, Schedule
 from primus.backends.torchtitan.start import load_huggingface, random_start
-from primus.errors import TrainingError
-from primus.events.types import Notice, RunStarted
+from primus.events.types import Notice
 from primus.plan.plan import Plan
 
 
@@ -80,8 +79,7 @@ class PrimusTrainer(Trainer):
             self._start()
         else:
             self.step, self.dataloader.consumed = resumed.step, resumed.consumed_samples
-        if self.session.rank == 0:
-            self._announce(None if resumed is None else resumed.step)
+        announce(self.plan, self.session, "TorchTitan", None if resumed is None else resumed.step)
         stopped = False
         if resumed is None:
             self._evaluate(always=True)
@@ -113,22 +111,6 @@ class PrimusTrainer(Trainer):
         elif model.init != "native":
             load_huggingface(self.model_parts, model, Path(model.init))
 
-    def _announce(self, resumed_from: int | None) -> None:
-        plan = self.plan
-        patches = f"{len(plan.patches)} declared patches of TorchTitan apply; plan.json lists them"
-        self.session.emit(
-            RunStarted(
-                name=plan.experiment.name,
-                attempt=self.session.attempt,
-                world_size=self.session.world_size,
-                device=plan.experiment.hardware.name,
-                parameters=plan.parameters,
-                steps=plan.experiment.train.steps,
-                resumed_from=resumed_from,
-                notes=(patches,) if plan.patches else (),
-            )
-        )
-
     def _train_step(self) -> bool:
         """One optimizer step. Returns whether any rank was asked to stop, the same on all ranks."""
         began = time.perf_counter()
@@ -148,8 +130,7 @@ class PrimusTrainer(Trainer):
             device=self.device,
         )
         readings = self.meter.read(loss, grad_norm)
-        if readings.unfinite_ranks or not math.isfinite(readings.grad_norm):
-            self._refuse(readings.loss, readings.grad_norm, readings.unfinite_ranks)
+        refuse_unfinite(readings, self.step, self.checkpointer)
         self.checkpointer.maybe_wait_for_staging()
         self.optimizers.step()
         self.dataloader.consumed += self.plan.experiment.train.global_batch_size
@@ -207,19 +188,6 @@ class PrimusTrainer(Trainer):
                 **kwargs,
             )
         return torch.stack(losses).sum().to(self.device) if losses else torch.zeros((), device=self.device)
-
-    def _refuse(self, loss: float, grad_norm: float, ranks: tuple[int, ...]) -> None:
-        """Stop before the update. The checkpoints on the disk are from finite steps."""
-        self.checkpointer.finish()
-        what = f"the loss is {loss}" if ranks else f"the loss is {loss}, but the gradient norm is {grad_norm}"
-        which = f" on rank {', '.join(map(str, ranks))}" if ranks else " (one norm for all ranks)"
-        kept = self.checkpointer.complete_step
-        raise TrainingError(
-            f"{what}{which}; no weight was updated with it",
-            where=f"step {self.step}",
-            remedy="lower optimizer.lr or optimizer.clip_grad_norm, or look at the data of this step; "
-            + (f"the checkpoint of step {kept} is intact" if kept is not None else "there is no checkpoint yet"),
-        )
 
     def _evaluate(self, *, always: bool) -> None:
         if self.evaluation is not None and (always or self.step % self.plan.experiment.eval.interval == 0):
