@@ -25,6 +25,7 @@ from primus.checkpoints.store import CheckpointInfo
 from primus.config.experiment import Model
 from primus.errors import CheckpointError, PlanError
 from primus.runtime.moving import move, settle
+from primus.runtime.run_directory import RunDirectory, experiment_text
 
 LAYOUTS: dict[str, Callable[[Model], Layout]] = {"megatron": megatron.layout, "torchtitan": torchtitan.layout}
 STEP = 3
@@ -156,6 +157,20 @@ def test_killed_while_it_puts_its_checkpoint_in_place_it_is_finished(tmp_path: P
     assert there(run) == [".mine", "step-3", "step-3.aside-1"]
     assert [found.backend for found in store.complete(run)] == ["torchtitan"]
     assert not store.verify(store.complete(run)[0])
+
+
+def test_training_finishes_what_was_killed_before_it_looks_for_checkpoints(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    older, newest = saved(run, "megatron", 2), saved(run, "megatron", train__steps=STEP)
+    move(run, newest, "torchtitan", quiet)
+    (run / "checkpoints" / "step-3").rename(run / "checkpoints" / ".converted-3-99")
+    assert [info.step for info in store.complete(run)] == [older.step]
+    plan = RunDirectory(run).plan()
+    assert plan is not None
+    (tmp_path / "run.yaml").write_text(experiment_text(plan), encoding="utf-8")
+    done = cli("train", "pretrain", "--config", "run.yaml", "--backend", "torchtitan")
+    assert done.returncode == 0, done.stderr
+    assert "run is complete: 3 of 3 steps" in done.stdout
 
 
 @pytest.mark.parametrize(

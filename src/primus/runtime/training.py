@@ -20,6 +20,7 @@ from primus.runtime.environments import check_backend, provide
 from primus.runtime.failure import screen
 from primus.runtime.job import Job
 from primus.runtime.lock import RunLock, await_attempt
+from primus.runtime.moving import settle
 from primus.runtime.run_directory import Attempt
 from primus.runtime.supervise import Interrupts, Outcome, Supervisor, environment
 
@@ -34,6 +35,7 @@ def train(job: Job) -> int:
     if job.place.node_rank:
         return _join(job, python)
     with job.directory.claim(say) as lock:
+        settle(job.directory.path)  # else a conversion that was killed could hide the newest checkpoint
         job = job.continued()
         if _is_complete(job):
             return 0
