@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,8 @@ FILE_BYTES = 5_000_000_000
 HEADER_LIMIT = 100_000_000
 BLOCK = 1 << 18
 """Elements converted at a time: they stay in the processor's cache, and in memory that is used again."""
+WRITERS = 2
+"""Threads that convert and write: one hides the other's conversion. More gained nothing, a file is written by one."""
 AGAIN = "fetch the model again"
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -54,13 +57,6 @@ class Entry:
         if not count:
             return np.empty(0, DTYPES[self.dtype])
         return np.memmap(self.path, DTYPES[self.dtype], mode="c", offset=self.offset, shape=(count,))
-
-
-def widened(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Stored `values` as float32; exact but for F64."""
-    if dtype == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)
 
 
 def narrowed(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
@@ -153,14 +149,16 @@ def write(
     names = [SINGLE] if total == 1 else [f"model-{n:05}-of-{total:05}.safetensors" for n in range(1, total + 1)]
     source = iter(tensors)
     for file_name, group in zip(names, groups, strict=True):
-        with (directory / file_name).open("xb") as file:
-            _write_header(file, {name: shapes[name] for name in group}, sizes, stored)
+        with ThreadPoolExecutor(WRITERS) as pool, (directory / file_name).open("xb", buffering=0) as file:
+            header = _header_of({name: shapes[name] for name in group}, sizes, stored)
+            _write_at(file, header, 0)
+            place = len(header)
             for name in group:
                 given, values = next(source)
                 if given != name or values.size * DTYPES[stored].itemsize != sizes[name]:
                     raise ValueError(f"expected {name} of shape {shapes[name]}, got {given} of shape {values.shape}")
-                _write_values(file, values, stored, narrow)
-            file.flush()
+                _write_values(pool, file, place, values, stored, narrow)
+                place += sizes[name]
             os.fsync(file.fileno())
     if total > 1:
         weight_map = {name: file_name for file_name, group in zip(names, groups, strict=True) for name in group}
@@ -169,17 +167,28 @@ def write(
 
 
 def _write_values(
+    pool: ThreadPoolExecutor,
     file: BinaryIO,
+    place: int,
     values: NDArray[np.float32],
     stored: str,
     narrow: Callable[[NDArray[np.float32], str], NDArray[Any]],
 ) -> None:
     flat = values.reshape(-1)
-    if stored == "F32":
-        file.write(flat.data)
-        return
-    for start in range(0, flat.size, BLOCK):
-        file.write(narrow(flat[start : start + BLOCK], stored).data)
+
+    def write_block(start: int) -> None:
+        block = flat[start : start + BLOCK]
+        data = block if stored == "F32" else narrow(block, stored)
+        _write_at(file, data.data.cast("B"), place + start * data.itemsize)
+
+    for _ in pool.map(write_block, range(0, flat.size, BLOCK)):
+        pass
+
+
+def _write_at(file: BinaryIO, data: bytes | memoryview, place: int) -> None:
+    done = 0
+    while done < len(data):  # a write may stop short
+        done += os.pwrite(file.fileno(), data[done:], place + done)
 
 
 def _groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
@@ -194,7 +203,7 @@ def _groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
     yield group
 
 
-def _write_header(file: BinaryIO, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int], stored: str) -> None:
+def _header_of(shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int], stored: str) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -202,4 +211,4 @@ def _write_header(file: BinaryIO, shapes: Mapping[str, tuple[int, ...]], sizes: 
         offset += sizes[name]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format wants the data aligned to 8 bytes
-    file.write(len(text).to_bytes(8, "little") + text)
+    return len(text).to_bytes(8, "little") + text

@@ -25,10 +25,10 @@ from primus.backends.base import Progress
 from primus.backends.pytorch.pieces import Made
 from primus.backends.pytorch.saved import SavedTensors
 from primus.backends.pytorch.storage import HashingWriter
-from primus.backends.pytorch.weights import Weight, lines, runs
+from primus.backends.pytorch.weights import Weight, as_tensor, lines, runs
 from primus.checkpoints import safetensors
 from primus.checkpoints.integrity import read_manifest, seal
-from primus.checkpoints.safetensors import Entry, entries, widened
+from primus.checkpoints.safetensors import Entry, entries
 from primus.config.experiment import Model
 from primus.errors import CheckpointError
 
@@ -134,6 +134,6 @@ def _whole(weight: Weight, found: dict[str, Entry]) -> torch.Tensor:
     parts = []
     for first, last in runs(which):
         entry = found[weight.sources[which[first]].name]
-        parts.append(widened(lines(entry.flat(), offsets[first:last], columns, weight.stride), entry.dtype))
-    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return torch.from_numpy(np.ascontiguousarray(whole)).view(weight.shape)
+        parts.append(as_tensor(lines(entry.flat(), offsets[first:last], columns, weight.stride), entry.dtype))
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole.float().contiguous().view(weight.shape)

@@ -16,8 +16,8 @@ from primus.backends.pytorch.devices import available_cores
 from primus.backends.pytorch.weights import BLOCK, Rows, Weight, runs
 from primus.errors import CheckpointError
 
-Values = Callable[[Weight, int, Rows, NDArray[np.int64]], NDArray[np.float32]]
-"""(weight, source, offsets [n] of rows in it, columns [c]) -> values [n, c]."""
+Values = Callable[[Weight, int, Rows, NDArray[np.int64]], torch.Tensor]
+"""(weight, source, offsets [n] of rows in it, columns [c]) -> values [n, c], of any floating dtype."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Shard:
 def fill(shards: Iterable[Shard], weights: Iterable[Weight], values: Values) -> None:
     """Set every shard to `values`, in place, without communication.
 
-    `values` is called from several threads, one tensor each: numpy works outside the interpreter's lock. Raises
+    `values` is called from several threads, one tensor each: numpy and torch work outside the interpreter's lock. Raises
     CheckpointError for a shard that no weight describes.
     """
     known = {weight.native: weight for weight in weights}
@@ -75,8 +75,7 @@ def _fill_rows(matrix: torch.Tensor, weight: Weight, rows: Rows, columns: NDArra
     for first, last in runs(which):  # so that each call reads one tensor
         for begin in range(first, last, step):
             end = min(begin + step, last)
-            block = values(weight, int(which[first]), offsets[begin:end], columns)
-            matrix[begin:end].copy_(torch.from_numpy(block))
+            matrix[begin:end].copy_(values(weight, int(which[first]), offsets[begin:end], columns))
 
 
 def _flatten(indices: list[NDArray[np.int64]], shape: tuple[int, ...]) -> Rows:

@@ -7,11 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from primus.backends.pytorch.shards import Shard, fill
-from primus.backends.pytorch.weights import Rows, Weight, lines
-from primus.checkpoints.safetensors import DTYPES, Entry, entries, widened
+from primus.backends.pytorch.weights import Rows, Weight, as_tensor, lines
+from primus.checkpoints.safetensors import DTYPES, Entry, entries
 from primus.config.experiment import Model
 from primus.config.families import COMPOSITES
 from primus.errors import CheckpointError, Problem
@@ -34,12 +35,12 @@ def random_start(shards: Iterable[Shard], weights: Iterable[Weight], model: Mode
     """
     std = np.float32(model.init_std)
 
-    def values(weight: Weight, source: int, offsets: Rows, columns: NDArray[np.int64]) -> NDArray[np.float32]:
+    def values(weight: Weight, source: int, offsets: Rows, columns: NDArray[np.int64]) -> torch.Tensor:
         if weight.start != "normal":
-            return np.full((offsets.size, columns.size), 1.0 if weight.start == "ones" else 0.0, np.float32)
+            return torch.full((offsets.size, columns.size), 1.0 if weight.start == "ones" else 0.0)
         drawn = normal_at(seed, weight.sources[source].name, offsets[:, None] + columns[None, :] * weight.stride)
         drawn *= std
-        return drawn
+        return torch.from_numpy(drawn)
 
     fill(shards, weights, values)
 
@@ -58,11 +59,11 @@ def load_huggingface(shards: Sequence[Shard], weights: Sequence[Weight], model: 
 
     mapped = lru_cache(maxsize=4)(lambda name: found[name].flat())
 
-    def values(weight: Weight, source: int, offsets: Rows, columns: NDArray[np.int64]) -> NDArray[np.float32]:
+    def values(weight: Weight, source: int, offsets: Rows, columns: NDArray[np.int64]) -> torch.Tensor:
         name = weight.sources[source].name
         if name not in found:
-            return np.zeros((offsets.size, columns.size), np.float32)
-        return widened(lines(mapped(name), offsets, columns, weight.stride), found[name].dtype)
+            return torch.zeros(offsets.size, columns.size)
+        return as_tensor(lines(mapped(name), offsets, columns, weight.stride), found[name].dtype)
 
     fill(shards, weights, values)
 
@@ -122,7 +123,7 @@ def _check_biases(shards: Sequence[Shard], expected: Iterable[Weight], found: di
             continue
         for source in weight.sources:
             entry = found.get(source.name)
-            if entry is not None and widened(entry.flat(), entry.dtype).any():
+            if entry is not None and as_tensor(entry.flat(), entry.dtype).any():
                 raise CheckpointError(
                     f"{source.name} holds a balancing bias, which moe.balance: none leaves out",
                     where=str(entry.path),

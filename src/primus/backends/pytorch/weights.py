@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
@@ -174,6 +175,13 @@ def lines(flat: NDArray[Any], offsets: Rows, columns: NDArray[np.int64], stride:
     else:
         found = _windows(flat, columns.size, right * stride)[_places(offsets + columns[0] * stride)]
     return found
+
+
+def as_tensor(values: NDArray[Any], dtype: str) -> torch.Tensor:
+    """`values`, stored as safetensors' `dtype`, as a tensor that shares them, unless torch cannot read them where they
+    lie in the file."""
+    tensor = torch.from_numpy(np.require(values, requirements="A"))
+    return tensor.view(torch.bfloat16) if dtype == "BF16" else tensor
 
 
 def _windows(flat: NDArray[Any], count: int, distance: int) -> NDArray[Any]:
