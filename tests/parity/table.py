@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 
 import parity
+import transformers
 from tiny import make_dataset
 
 PAGE = Path(__file__).parents[2] / "docs" / "numerics.md"
@@ -17,6 +18,7 @@ BEGIN, END = "<!-- parity: begin -->", "<!-- parity: end -->"
 
 def main() -> int:
     began = time.monotonic()
+    transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         dataset = make_dataset(root / "data" / "chain")

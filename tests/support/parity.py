@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -114,6 +115,8 @@ def run(
             if not chosen:
                 continue
             cases = {key: _case(key, backend, root, dataset, precision) for key in chosen}
+            processes = "1 process" if world == 1 else f"{world} processes"
+            sys.stderr.write(f"{engine}, {precision}: {len(cases)} runs on {processes}\n")
             directory = root / f"gang {engine} {world}"
             ran = run_gang(list(cases.values()), world, directory, overlay=megatron_next.overlay() if newer else None)
             results |= {key: ran[case.name] for key, case in cases.items()}

@@ -166,9 +166,6 @@ def _experts(experiment: Experiment, topology: Topology) -> list[Problem]:
     if experiment.compile and experiment.precision == "fp32":
         message = "torch compiles the grouped products of experts in bf16 only, and the precision is fp32"
         problems.append(Problem("compile", message, "compile: false, or precision: bf16"))
-    if topology.tensor > 1 and topology.micro_batch_size == 1:
-        message = "with tensor parallelism, gradients of a mixture are wrong for a micro batch of one sequence"
-        problems.append(Problem("train.micro_batch_size", message, "train.micro_batch_size: 2 or more"))
     model = experiment.model
     cut = topology.tensor if topology.expert == 1 else 1
     unit = ROW_BYTES // (4 if experiment.precision == "fp32" else 2)

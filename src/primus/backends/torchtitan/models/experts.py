@@ -7,21 +7,49 @@ asks for fp32 throughout.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import spmd_types as spmd  # type: ignore[import-untyped]
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.tensor import DTensor
 from torchtitan.models.common.linear import ScaledBiasRowwiseLinear
-from torchtitan.models.common.moe import GroupedExperts
+from torchtitan.models.common.moe import GroupedExperts, RoutedExperts
 from torchtitan.models.common.token_dispatcher import AllToAllTokenDispatcher
 from torchtitan.models.gpt_oss.moe import GptOssGroupedExperts, ScaleBiasForward, swiglu
 from torchtitan.protocols.module import Module
 
 # Shapes: T tokens; K experts a token; N = T * K; R routed tokens here, sorted by expert; D model width; F expert width;
 # G = 2 * F; E local experts.
+
+
+class SettledExperts(RoutedExperts):
+    """Starts when its inputs have arrived.
+
+    TorchTitan gathers a mixture's input over the tensor-parallel ranks in the background and hands it to torch's
+    ``local_map``, which waits with ``AsyncCollectiveTensor.wait``. The tensor that it returns is not part of the
+    autograd graph (torch 2.13): no gradient passes from the experts to their input, without a word. The gather is still
+    under way there only if its result is a view, which it is for a micro batch of one sequence. This class may go when
+    ``local_map`` waits within the graph.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(RoutedExperts.Config):
+        pass
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.register_forward_pre_hook(_settle)  # before local_map, which is inside the parallelized forward
+
+
+def _settle(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+    if torch.compiler.is_compiling():
+        return  # a traced collective is waited for where it is called
+    for tensor in inputs:
+        if isinstance(tensor, DTensor) and isinstance(tensor._local_tensor, AsyncCollectiveTensor):
+            tensor._local_tensor = tensor._local_tensor.wait()
 
 
 class FullPrecisionExperts(GroupedExperts):

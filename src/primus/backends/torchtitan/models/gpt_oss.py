@@ -8,13 +8,13 @@ from torch import nn
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
 from torchtitan.models.common.attention import FusedQKVLinear
 from torchtitan.models.common.config_utils import make_token_dispatcher_config
-from torchtitan.models.common.moe import RoutedExperts, TokenChoiceTopKRouter
+from torchtitan.models.common.moe import TokenChoiceTopKRouter
 from torchtitan.models.gpt_oss import GptOssModel, parallelize_gptoss
 from torchtitan.models.gpt_oss.model import Attention, GptOssTransformerBlock
 from torchtitan.models.gpt_oss.moe import GptOssGroupedExperts, GptOssMoE
 from torchtitan.protocols.model_spec import ModelSpec
 
-from primus.backends.torchtitan.models.experts import FullPrecisionGptOssExperts, SummedBiasLinear
+from primus.backends.torchtitan.models.experts import FullPrecisionGptOssExperts, SettledExperts, SummedBiasLinear
 from primus.backends.torchtitan.models.parts import BALANCE_RATE, Parts
 
 
@@ -72,7 +72,7 @@ def _mixture(parts: Parts, layer: int) -> Any:
     return GptOssMoE.Config(
         num_experts=count,
         load_balance_coeff=BALANCE_RATE if parts.moe.balance == "bias" else None,
-        routed_experts=RoutedExperts.Config(
+        routed_experts=SettledExperts.Config(
             inner_experts=experts.Config(
                 dim=model.hidden_size,
                 hidden_dim=model.intermediate_size,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torchtitan.config.override import derive
 from torchtitan.models.common.config_utils import make_moe_config, make_routed_experts_config, make_router_config
 
-from primus.backends.torchtitan.models.experts import FullPrecisionExperts
+from primus.backends.torchtitan.models.experts import FullPrecisionExperts, SettledExperts
 from primus.backends.torchtitan.models.parts import BALANCE_RATE, Parts
 
 
@@ -33,6 +33,7 @@ def mixture(
         param_init=parts.experts_init(layer, {"w1_EFD": "in", "w3_EFD": "in", "w2_EDF": "out"}),
         comm_backend="standard",
     )
+    routed = derive(routed, SettledExperts.Config)
     if parts.full_precision:
         routed.inner_experts = derive(routed.inner_experts, FullPrecisionExperts.Config)
     return make_moe_config(
