@@ -61,7 +61,7 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from primus.backends.megatron.platform import Platform
+    from primus.backends.megatron.platform import Platform, disconnect
 
     train, dimensions, settings = plan.experiment.train, plan.experiment.model, plan.experiment.optimizer
     platform = Platform.of(plan, session)
@@ -137,7 +137,7 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
             total, count = torch.stack([each["lm loss"] for each in reported]).sum(0).tolist()
             print(f"step {step + 1}: loss {total / count:.4f}, norm {norm:.3f}", file=sys.stderr)
         clock()
-    platform.disconnect()
+    disconnect()
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def _answer(plan: Plan, given: dict[str, torch.Tensor]) -> dict[str, Any]:
 
     from primus.backends.base import Session
     from primus.backends.megatron.attention import on_this_rank, within_documents
-    from primus.backends.megatron.platform import Platform
+    from primus.backends.megatron.platform import Platform, disconnect
     from primus.backends.megatron.trainer import Trainer
     from primus.data.reader import IGNORED
 
@@ -195,7 +195,7 @@ def _answer(plan: Plan, given: dict[str, torch.Tensor]) -> dict[str, Any]:
     platform.connect(plan, 60)
     trainer = Trainer(plan, session, platform)
     assert trainer.checkpoints.resume() is None
-    trainer._start()
+    trainer.start()
     if world == 1:  # before a step moves the balancing bias
         trainer.checkpoints.save_step(STEP, len(given["tokens"]), wait=True)
         trainer.checkpoints.shut_down()
@@ -225,7 +225,7 @@ def _answer(plan: Plan, given: dict[str, torch.Tensor]) -> dict[str, Any]:
             _, pieces = gradients.setdefault(held.shard.name, (held.shard.shape, []))
             pieces += [(piece.offsets, piece.tensor.clone()) for piece in held.pieces(held.main.grad)]
     answer["gradients"] = gradients
-    platform.disconnect()
+    disconnect()
     return answer
 
 

@@ -148,6 +148,10 @@ def write(
     total = len(groups)
     names = [SINGLE] if total == 1 else [f"model-{n:05}-of-{total:05}.safetensors" for n in range(1, total + 1)]
     source = iter(tensors)
+
+    def convert(block: NDArray[np.float32]) -> NDArray[Any]:
+        return block if stored == "F32" else narrow(block, stored)
+
     for file_name, group in zip(names, groups, strict=True):
         with ThreadPoolExecutor(WRITERS) as pool, (directory / file_name).open("xb", buffering=0) as file:
             header = _header_of({name: shapes[name] for name in group}, sizes, stored)
@@ -157,7 +161,7 @@ def write(
                 given, values = next(source)
                 if given != name or values.size * DTYPES[stored].itemsize != sizes[name]:
                     raise ValueError(f"expected {name} of shape {shapes[name]}, got {given} of shape {values.shape}")
-                _write_values(pool, file, place, values, stored, narrow)
+                _write_values(pool, file, place, values, convert)
                 place += sizes[name]
             os.fsync(file.fileno())
     if total > 1:
@@ -171,14 +175,12 @@ def _write_values(
     file: BinaryIO,
     place: int,
     values: NDArray[np.float32],
-    stored: str,
-    narrow: Callable[[NDArray[np.float32], str], NDArray[Any]],
+    convert: Callable[[NDArray[np.float32]], NDArray[Any]],
 ) -> None:
     flat = values.reshape(-1)
 
     def write_block(start: int) -> None:
-        block = flat[start : start + BLOCK]
-        data = block if stored == "F32" else narrow(block, stored)
+        data = convert(flat[start : start + BLOCK])
         _write_at(file, data.data.cast("B"), place + start * data.itemsize)
 
     for _ in pool.map(write_block, range(0, flat.size, BLOCK)):

@@ -65,9 +65,11 @@ class Platform:
         """Model and optimizer are built inside it."""
         return cpu.tensors_of_a_gpu() if self.kind == "cpu" else nullcontext()
 
-    def disconnect(self) -> None:
-        mpu.destroy_model_parallel()
-        dist.destroy_process_group()
+
+def disconnect() -> None:
+    """Leave the parallel groups."""
+    mpu.destroy_model_parallel()
+    dist.destroy_process_group()
 
 
 def shorten_timeouts(seconds: float) -> None:

@@ -1,9 +1,9 @@
-"""A training loop over Megatron's parts: its model, schedules, gradient buffers and optimizers."""
+"""Megatron's parts on one rank: its model, schedules, gradient buffers and optimizers, for the loop of all engines."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,32 +15,27 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
-from primus.backends.base import Result, Session
+from primus.backends.base import Session
 from primus.backends.megatron import model as models
 from primus.backends.megatron.attention import on_this_rank, within_documents
 from primus.backends.megatron.checkpoint import Checkpoints
-from primus.backends.megatron.evaluation import Evaluation
 from primus.backends.megatron.layout import weights
 from primus.backends.megatron.optimizer import Optimizer
 from primus.backends.megatron.platform import Platform, shorten_timeouts
 from primus.backends.pytorch import start
-from primus.backends.pytorch.meter import Meter
-from primus.backends.pytorch.profiling import Profiling
 from primus.backends.pytorch.samples import Microbatch, TrainingSamples
-from primus.backends.pytorch.steps import announce, refuse_unfinite
 from primus.config.units import seconds
 from primus.data.reader import IGNORED, open_training
-from primus.numerics.schedule import learning_rate
 from primus.plan.plan import Plan
 
 
 class Trainer:
-    """One rank of a run. Builds model and optimizer; ``run`` then starts or resumes, and trains to the last step or
-    until a stop is asked for."""
+    """One rank of a run, as ``pytorch.loop.Engine``. Builds model and optimizer."""
+
+    title = "Megatron"
 
     def __init__(self, plan: Plan, session: Session, platform: Platform) -> None:
-        self.plan, self.session, self.platform = plan, session, platform
-        self.step = 0
+        self.plan, self.device = plan, platform.device
         MTPLossLoggingHelper.tracker.clear()  # of an earlier run in this process
         self.config = models.transformer_config(plan)
         ddp = DistributedDataParallelConfig(**plan.native["ddp"])
@@ -60,10 +55,10 @@ class Trainer:
             dp_rank=mpu.get_data_parallel_rank(),
             dp_size=topology.data_parallel,
         )
-        counts = mpu.is_pipeline_last_stage() and mpu.get_tensor_model_parallel_rank() == 0
-        self.meter = Meter(plan, session, platform.device, counts)
-        self.evaluation = Evaluation.open(self)
-        self.profiling = Profiling(plan, session)
+
+    @property
+    def loss_counts(self) -> bool:
+        return bool(mpu.is_pipeline_last_stage() and mpu.get_tensor_model_parallel_rank() == 0)
 
     def _hook(self, ddp: DistributedDataParallelConfig) -> None:
         """What Megatron's schedules call back."""
@@ -77,37 +72,7 @@ class Trainer:
             syncs = [chunk.start_param_sync for chunk in self.chunks]
             config.param_sync_func = syncs[0] if one else syncs
 
-    def run(self) -> Result:
-        """Train. Raises TrainingError when loss or gradient norm is not finite, before anything is updated."""
-        steps = self.plan.experiment.train.steps
-        resumed = self.checkpoints.resume()
-        if resumed is None:
-            self._start()
-        else:
-            self.step, self.samples.consumed = resumed.step, resumed.consumed_samples
-        announce(self.plan, self.session, "Megatron", None if resumed is None else resumed.step)
-        stopped = False
-        if resumed is None:
-            self._evaluate(always=True)
-        first = self.step + 1
-        while self.step < steps and not stopped:
-            self.step += 1
-            self.profiling.before(self.step)
-            stopped = self._train_step()
-            self.profiling.after(self.step)
-            self.checkpoints.poll()
-            if self.checkpoints.due(self.step) and self.step < steps and not stopped:
-                self.checkpoints.save_step(self.step, self.samples.consumed, wait=False)
-            if self.step == first and self.session.world_size > 1:
-                shorten_timeouts(seconds(self.plan.experiment.resilience.hang_timeout))
-            if not stopped:
-                self._evaluate(always=self.step == steps)
-        self.checkpoints.finish()
-        if self.checkpoints.saved_step != self.step:
-            self.checkpoints.save_step(self.step, self.samples.consumed, wait=True)
-        return Result("stopped" if self.step < steps else "complete", self.step)
-
-    def _start(self) -> None:
+    def start(self) -> None:
         model, seed = self.plan.experiment.model, self.plan.experiment.train.seed
         if model.init == "native":
             for chunk in self.chunks:
@@ -120,31 +85,42 @@ class Trainer:
             start.load_huggingface(self.optimizer.weights(), expected, model, Path(model.init))
         self.optimizer.publish()
 
-    def _train_step(self) -> bool:
-        """One optimizer step. Returns whether any rank was asked to stop, the same on all ranks."""
-        began = time.perf_counter()
-        settings = self.plan.experiment.optimizer
-        lr = learning_rate(self.step - 1, settings, self.plan.decay_steps)
+    def training(self, step: int) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def gradients(self, step: int, microbatches: list[Microbatch]) -> tuple[torch.Tensor, torch.Tensor]:
         self.optimizer.zero_grad()
-        microbatches = list(self.samples.step(self.samples.consumed))
         tokens = self._valid_tokens(microbatches)
         self.config.grad_scale_func = lambda loss: loss / tokens
         loss = self.forward_backward(microbatches) / tokens
-        norm = self.optimizer.gradient_norm()
-        readings = self.meter.read(loss, torch.tensor(norm, device=self.platform.device))
-        refuse_unfinite(readings, self.step, self.checkpoints)
-        self.checkpoints.maybe_wait_for_staging()
+        return loss, torch.tensor(self.optimizer.gradient_norm(), dtype=torch.float64, device=self.device)
+
+    def update(self, lr: float, norm: float) -> None:
         self.optimizer.step(lr, norm)
-        self.samples.consumed += self.plan.experiment.train.global_batch_size
-        self.meter.report(self.step, readings, lr, time.perf_counter() - began)
-        return readings.stop
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        for chunk in self.chunks:
+            chunk.eval()
+        yield
+        for chunk in self.chunks:
+            chunk.train()
+
+    def validation_loss(self, microbatches: list[Microbatch]) -> float:
+        return float(self.forward_backward(microbatches, backward=False))
+
+    def close(self) -> None:
+        self.checkpoints.shut_down()
+
+    def shorten_timeouts(self) -> None:
+        shorten_timeouts(seconds(self.plan.experiment.resilience.hang_timeout))
 
     def _valid_tokens(self, microbatches: list[Microbatch]) -> int:
         """Unmasked targets of the global batch."""
         local = sum(int((labels != IGNORED).sum()) for _, labels in microbatches)
         if self.plan.topology.data_parallel == 1:
             return local
-        total = torch.tensor(local, device=self.platform.device)
+        total = torch.tensor(local, device=self.device)
         dist.all_reduce(total, group=mpu.get_data_parallel_group())
         return int(total)
 
@@ -163,7 +139,7 @@ class Trainer:
             forward_only=not backward,
         )
         losses = [output["loss"] for output in outputs]
-        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.platform.device)
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
 
     def _forward_step(
         self, iterator: Iterator[Microbatch], chunk: Any
@@ -172,11 +148,11 @@ class Trainer:
         inputs, labels = next(iterator)
         split = partial(on_this_rank, ranks=self.plan.topology.context, rank=mpu.get_context_parallel_rank())
         tokens, positions, targets = (
-            split(tensor.to(self.platform.device)) for tensor in (inputs["input"], inputs["positions"], labels)
+            split(tensor.to(self.device)) for tensor in (inputs["input"], inputs["positions"], labels)
         )
         valid = targets != IGNORED
         within = self.plan.data.document_attention == "within"
-        mask = within_documents(inputs["positions"].to(self.platform.device)) if within else None
+        mask = within_documents(inputs["positions"].to(self.device)) if within else None
         output = chunk(tokens, positions, mask, labels=targets.where(valid, 0), loss_mask=valid.float())
 
         def loss_of(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -184,7 +160,3 @@ class Trainer:
             return total, valid.sum().int(), {"loss": total.detach().clone()}
 
         return output, loss_of
-
-    def _evaluate(self, *, always: bool) -> None:
-        if self.evaluation is not None and (always or self.step % self.plan.experiment.eval.interval == 0):
-            self.evaluation.run(self.step)

@@ -1,13 +1,10 @@
-"""One worker process: patches, device checks, process groups, training."""
+"""One worker process: patches, then training with Megatron's parts."""
 
 from __future__ import annotations
 
-import logging
-import sys
 import warnings
 
 from primus.backends.base import Result, Session
-from primus.backends.pytorch.devices import check_devices
 from primus.config.units import seconds
 from primus.plan.plan import Plan
 
@@ -20,27 +17,14 @@ def run(plan: Plan, session: Session) -> Result:
         # each of Megatron's modules says so when TransformerEngine and Apex, which are optional, are not there
         warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
         patches.apply(plan.patches)
-    check_devices(plan, session)
 
-    import torch.distributed as dist
-
-    from primus.backends.megatron.platform import Platform
+    from primus.backends.megatron.platform import Platform, disconnect
     from primus.backends.megatron.trainer import Trainer
+    from primus.backends.pytorch.worker import train
 
-    # Megatron logs to the root logger; the launcher keeps each rank's output
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    platform = Platform.of(plan, session)
-    trainer = None
-    try:
+    def build() -> Trainer:
+        platform = Platform.of(plan, session)
         platform.connect(plan, seconds(plan.experiment.resilience.hang_timeout))
-        trainer = Trainer(plan, session, platform)
-        result = trainer.run()
-        trainer.checkpoints.shut_down()
-    except BaseException:
-        if trainer is not None:
-            trainer.checkpoints.abandon()
-        if platform.kind == "cpu" and dist.is_initialized():
-            platform.disconnect()  # on an accelerator this may wait for ranks that are gone
-        raise
-    platform.disconnect()
-    return result
+        return Trainer(plan, session, platform)
+
+    return train(plan, session, build, disconnect)

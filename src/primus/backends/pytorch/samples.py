@@ -21,6 +21,7 @@ class TrainingSamples:
 
     def __init__(self, reader: SampleReader, batch: int, micro: int, *, dp_rank: int, dp_size: int) -> None:
         self.reader = reader
+        self.dp_rank = dp_rank
         self.consumed = 0
         self._share = batch // dp_size
         self._first = dp_rank * self._share

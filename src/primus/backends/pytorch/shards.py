@@ -38,8 +38,8 @@ class Shard:
 def fill(shards: Iterable[Shard], weights: Iterable[Weight], values: Values) -> None:
     """Set every shard to `values`, in place, without communication.
 
-    `values` is called from several threads, one tensor each: numpy and torch work outside the interpreter's lock. Raises
-    CheckpointError for a shard that no weight describes.
+    `values` is called from several threads, one tensor each: numpy and torch work outside the interpreter's lock.
+    Raises CheckpointError for a shard that no weight describes.
     """
     known = {weight.native: weight for weight in weights}
     jobs: list[Callable[[], None]] = []

@@ -20,7 +20,7 @@ from primus.backends.base import Session
 from primus.backends.torchtitan.checkpoint import Checkpoints
 from primus.backends.torchtitan.loader import SampleLoader
 from primus.backends.torchtitan.models import build_model_spec
-from primus.backends.torchtitan.optimizer import Schedule, adamw
+from primus.backends.torchtitan.optimizer import NoSchedule, adamw
 from primus.backends.torchtitan.trainer import PrimusTrainer
 from primus.plan.plan import Plan
 
@@ -92,6 +92,6 @@ def trainer_config(plan: Plan, session: Session) -> PrimusTrainer.Config:
         dataloader=SampleLoader.Config(_plan=plan),
         loss=_loss(plan),
         optimizer=adamw(experiment.optimizer, native["optimizer"]["implementation"]),
-        lr_scheduler=Schedule.Config(_settings=experiment.optimizer, _decay_steps=plan.decay_steps),
+        lr_scheduler=NoSchedule.Config(),
         checkpoint=Checkpoints.Config(enable=True, initial_load_model_only=False, _plan=plan, _session=session),
     )

@@ -1,4 +1,4 @@
-"""AdamW by the numerics contract, in TorchTitan's optimizer and schedule containers."""
+"""AdamW by the numerics contract, in TorchTitan's optimizer container."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torchtitan.components.optimizer import LRSchedulersContainer, OptimizersCon
 from torchtitan.components.optimizer.utils import init_optim_state
 
 from primus.config.experiment import Optimizer as Settings
-from primus.numerics.schedule import learning_rate
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -100,37 +99,22 @@ def adamw(settings: Settings, implementation: str) -> Optimizers.Config:
     return Optimizers.Config(param_groups=[group], implementation=implementation)
 
 
-class Schedule(LRSchedulersContainer):
-    """The shared learning-rate function behind TorchTitan's interface. It has no state."""
+class NoSchedule(LRSchedulersContainer):
+    """TorchTitan's trainer wants schedulers; the loop sets the learning rate of every step."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(LRSchedulersContainer.Config):
-        _settings: Settings | None = None
-        _decay_steps: int = 1
+        def build(self, *, optimizers: OptimizersContainer[Any], training_steps: int) -> NoSchedule:
+            return NoSchedule()
 
-        def build(self, *, optimizers: OptimizersContainer[Any], training_steps: int) -> Schedule:
-            assert self._settings is not None
-            assert isinstance(optimizers, Optimizers)
-            return Schedule(optimizers, self._settings, self._decay_steps)
-
-    def __init__(self, optimizers: Optimizers, settings: Settings, decay_steps: int) -> None:
+    def __init__(self) -> None:
         self.schedulers: list[Any] = []
-        self._optimizers = optimizers
-        self._settings = settings
-        self._decay_steps = decay_steps
-        self.apply(0)
-
-    def apply(self, step: int) -> float:
-        """Set and return the learning rate of step `step`, counted from 0."""
-        self._lr = learning_rate(step, self._settings, self._decay_steps)
-        self._optimizers.set_lr(self._lr)
-        return self._lr
 
     def step(self) -> None:
-        """The trainer calls ``apply`` before every update instead."""
+        pass
 
     def get_metrics(self) -> dict[str, float]:
-        return {"lr": self._lr}
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {}
