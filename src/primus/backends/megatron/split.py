@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from primus.backends.pytorch.stages import stage_sizes
 from primus.config.experiment import Experiment
 from primus.errors import Problem
 from primus.plan.plan import Topology
@@ -26,16 +27,8 @@ def either(values: list[int]) -> str:
 
 
 def stages(layers: int, count: int) -> list[list[str]]:
-    """What each of `count` pipeline stages holds, in order. Embedding and output head each weigh as much as one layer,
-    so the first and the last stage hold fewer layers; the first stages take what does not divide."""
-    base, extra = divmod(layers + 2, count)
-    sizes = [base + (1 if stage < extra else 0) for stage in range(count)]
-    sizes[0] -= 1
-    sizes[-1] -= 1
-    while min(sizes) < 1 < max(sizes):  # short models: no stage without a layer
-        sizes[sizes.index(max(sizes))] -= 1
-        sizes[sizes.index(min(sizes))] += 1
-    parts = [["decoder"] * size for size in sizes]
+    """What each of `count` pipeline stages holds, in order."""
+    parts = [["decoder"] * size for size in stage_sizes(layers, count)]
     return [["embedding", *parts[0]], *parts[1:-1], [*parts[-1], "loss"]]
 
 

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from primus.backends.base import NativeConfig
+from primus.backends.pytorch.stages import stage_sizes
 from primus.backends.torchtitan.models import limits
 from primus.config.dimensions import expert_width
 from primus.config.experiment import Experiment
@@ -102,17 +103,9 @@ def schedule(experiment: Experiment) -> str:
 
 
 def stages(layers: int, count: int) -> list[list[str]]:
-    """Names of the modules on each of `count` pipeline stages, in order. Embedding and output head each weigh as much
-    as one layer, so the first and the last stage hold fewer layers; the first stages take what does not divide."""
-    base, extra = divmod(layers + 2, count)
-    sizes = [base + (1 if stage < extra else 0) for stage in range(count)]
-    sizes[0] -= 1
-    sizes[-1] -= 1
-    while min(sizes) < 1 < max(sizes):  # short models: no stage without a layer
-        sizes[sizes.index(max(sizes))] -= 1
-        sizes[sizes.index(min(sizes))] += 1
+    """Names of the modules on each of `count` pipeline stages, in order."""
     parts, first = [], 0
-    for size in sizes:
+    for size in stage_sizes(layers, count):
         parts.append([f"layers.{layer}" for layer in range(first, first + size)])
         first += size
     return [["tok_embeddings", *parts[0]], *parts[1:-1], [*parts[-1], "norm", "lm_head"]]
