@@ -14,11 +14,11 @@ import pytest
 
 from primus.cli import places
 from primus.cli.main import root, split
+from primus.config import model_size
 from primus.config.keys import keys
 from primus.config.load import load
 from primus.config.presets import available
 from primus.launch.direct import Direct
-from primus.plan import model_size
 from primus.plan.planner import make_plan
 from primus.runtime.pins import normalized, read_requirements
 

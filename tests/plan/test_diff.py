@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from primus.backends import registry
+from primus.backends.megatron import schema
 from primus.errors import RunDirectoryError
-from primus.plan.diff import check_continue, differences
+from primus.plan.diff import CHANGEABLE_NATIVE, check_continue, differences
 from primus.plan.plan import Plan, PlannedData, PlannedSource
 
 
@@ -139,12 +141,63 @@ def test_another_backend_is_offered_a_conversion(plan: Callable[..., Plan]) -> N
     assert len(caught.value.problems) == 1
 
 
-def test_native_keys_of_the_backend_count_and_those_of_others_do_not(plan: Callable[..., Plan]) -> None:
-    def with_native(sections: dict[str, Any]) -> Plan:
-        made = plan()
-        return made.model_copy(update={"experiment": made.experiment.model_copy(update={"native": sections})})
+def with_native(plan: Plan, backend: str, **sections: Any) -> Plan:
+    update = {"native": {backend: sections}}
+    return plan.model_copy(update={"experiment": plan.experiment.model_copy(update=update)})
 
-    assert differences(plan(), with_native({"other": {"x": 1}})) == []
-    assert keys(plan(), with_native({"torchtitan": {"comm": {"x": 1}}})) == ["torchtitan.comm.x"]
+
+def test_native_keys_of_the_backend_count_and_those_of_others_do_not(plan: Callable[..., Plan]) -> None:
+    assert differences(plan(), with_native(plan(), "other", x=1)) == []
+    changed = with_native(plan(), "torchtitan", comm={"x": 1})
+    assert keys(plan(), changed) == ["torchtitan.comm.x"]
     with pytest.raises(RunDirectoryError, match=r"torchtitan\.comm\.x"):
-        check_continue(plan(), with_native({"torchtitan": {"comm": {"x": 1}}}))
+        check_continue(plan(), changed)
+
+
+LEARNT = {
+    *("ddp.grad_reduce_in_fp32", "ddp.reduce_scatter_with_fp32_accumulation"),
+    *("transformer.activation_func_fp8_input_store", "transformer.disable_bf16_reduced_precision_matmul"),
+    *("transformer.cross_entropy_loss_fusion", "transformer.cross_entropy_fusion_impl"),  # rounds gradients to bf16
+    *("transformer.moe_router_dtype", "transformer.moe_router_bias_update_rate"),
+    *("transformer.moe_router_load_balancing_type", "transformer.moe_z_loss_coeff"),
+    *("transformer.moe_router_force_load_balancing", "transformer.mtp_num_layers"),
+    "transformer.mtp_loss_scaling_factor",
+}
+"""Megatron's own keys that may not change: a precision, or another loss."""
+
+
+@pytest.mark.parametrize("version", schema.VERSIONS.values())
+def test_every_key_of_megatron_is_one_or_the_other(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a key that is taken up has to be thought about."""
+    monkeypatch.setattr(schema, "engine_version", lambda: version)
+    own = {key for key, about in registry.get("megatron").native_schema().keys.items() if not about.portable}
+    changeable = {key.removeprefix("megatron.") for key in CHANGEABLE_NATIVE}
+    assert changeable | LEARNT == own
+    assert not changeable & LEARNT
+
+
+def test_how_megatron_computes_may_change(plan: Callable[..., Plan]) -> None:
+    old = with_native(plan("backend=megatron"), "megatron", ddp={"bucket_size": 1000})
+    new = with_native(
+        plan("backend=megatron"), "megatron", transformer={"recompute_num_layers": 2, "bias_activation_fusion": True}
+    )
+    assert len(keys(old, new)) == 3
+    assert check_continue(old, new) == new
+    assert check_continue(new, old) == old
+
+
+def test_what_megatron_learns_may_not_change(plan: Callable[..., Plan]) -> None:
+    old = with_native(plan("backend=megatron"), "megatron", transformer={"mtp_loss_scaling_factor": 0.1})
+    new = with_native(
+        plan("backend=megatron"),
+        "megatron",
+        transformer={"mtp_loss_scaling_factor": 0.3, "mtp_num_layers": 1},
+        ddp={"overlap_grad_reduce": True},
+    )
+    with pytest.raises(RunDirectoryError) as caught:
+        check_continue(old, new)
+    scale, layers = sorted(caught.value.problems, key=lambda problem: problem.message)
+    assert scale.message == "megatron.transformer.mtp_loss_scaling_factor is 0.1 in this run and 0.3 now"
+    assert scale.remedy.startswith("continue with megatron.transformer.mtp_loss_scaling_factor=0.1, or")
+    assert layers.message == "megatron.transformer.mtp_num_layers is not set in this run and 1 now"
+    assert layers.remedy.startswith("continue without megatron.transformer.mtp_num_layers, or")

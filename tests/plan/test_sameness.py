@@ -23,6 +23,19 @@ def test_a_plan_is_the_same_as_itself(plan: Callable[..., Plan]) -> None:
     assert found.remarks == []
 
 
+def test_native_keys_that_only_say_how_to_compute_are_free(plan: Callable[..., Plan]) -> None:
+    how, what = (
+        "megatron.transformer.bias_activation_fusion=true",
+        "megatron.transformer.cross_entropy_loss_fusion=true",
+    )
+    found = sameness(plan("backend=megatron", "precision=bf16"), plan("backend=megatron", "precision=bf16", how, what))
+    assert keys(found) == (
+        [],
+        ["megatron.transformer.cross_entropy_loss_fusion"],
+        ["megatron.transformer.bias_activation_fusion"],
+    )
+
+
 @pytest.mark.parametrize(
     ("overrides", "keywords"),
     [

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from primus.config import model_size
 from primus.config.load import load
-from primus.plan import model_size
 from primus.plan.plan import Plan
 from primus.plan.planner import make_plan
 

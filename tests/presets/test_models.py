@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from primus.config import layers
+from primus.config import layers, model_size
 from primus.config.experiment import Experiment, Model
 from primus.config.huggingface import to_config
 from primus.config.load import load
 from primus.config.presets import available
-from primus.plan import model_size
 
 PARAMETERS = {
     # from the published checkpoints (what their safetensors index sums up to, in elements)
@@ -281,3 +280,29 @@ def test_a_deepseek_without_experts_is_dense(tmp_path: Path) -> None:
     size = model_size.measure(dense)
     assert size.total == size.active
     assert layers.dense_layers(dense) == model.num_hidden_layers
+
+
+PUBLISHED = {"deepseek_v2": 0.707, "deepseek_v2_lite": 0.707, "deepseek_v3_16B": 0.707, "deepseek_v3_671B": 1.0}
+"""``mscale`` and ``mscale_all_dim`` of the published config.json of each. DeepSeek-V2.5, no preset, has 1.0."""
+
+SCALES = {0.707: 0.1147213867929261, 1.0: 0.1352337788608801}
+"""Either -> the scale of attention scores that implementations of these models write down:
+``(0.1 * mscale_all_dim * ln(40) + 1) ** 2 / sqrt(192)``."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_deepseeks_rotary_scaling_is_the_published_one(name: str, tmp_path: Path) -> None:
+    """In transformers, whose logits the engines' models have: the scores grow by `mscale_all_dim` whatever the
+    dimension, and those of rotated dimensions by the square of its ratio to `mscale`, which is 1."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    model, published = preset(name, tmp_path), PUBLISHED[name]
+    scaling = model.rope_scaling
+    assert scaling is not None
+    assert (scaling.mscale, scaling.mscale_all_dim) == (published, published)
+    (tmp_path / "config.json").write_text(json.dumps(to_config(model) | {"num_hidden_layers": 1}))
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    with torch.device("meta"):
+        network = transformers.AutoModelForCausalLM.from_config(config)
+    assert network.model.layers[0].self_attn.scaling == pytest.approx(SCALES[published], rel=1e-12)
+    assert network.model.rotary_emb.attention_scaling == 1.0

@@ -106,6 +106,15 @@ class Described(Protocol):
 
 
 @runtime_checkable
+class Extended(Protocol):
+    """What a backend offers beside whose own keys can add to the portable model."""
+
+    def added_size(self, experiment: Experiment) -> tuple[int, float]:
+        """Parameters, and training FLOPs a token, that the engine's model has beyond the portable one. Pure."""
+        ...
+
+
+@runtime_checkable
 class Exchange(Protocol):
     """What a backend offers beside whose runs can move to another engine and come from one. Each half runs in the
     backend's own environment, and both know nothing of the other engine."""

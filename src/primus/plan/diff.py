@@ -18,6 +18,49 @@ CHANGEABLE = frozenset(
 """Keys and sections that may change when a run continues: they alter how fast or how long it trains and what is
 shown, not what is learnt at a step."""
 
+CHANGEABLE_NATIVE = frozenset(
+    {
+        "megatron.ddp.align_param_gather",
+        "megatron.ddp.bucket_size",
+        "megatron.ddp.check_for_large_grads",
+        "megatron.ddp.check_for_nan_in_grad",
+        "megatron.ddp.overlap_grad_reduce",
+        "megatron.ddp.overlap_param_gather",
+        "megatron.ddp.pad_buckets_for_high_nccl_busbw",
+        "megatron.transformer.account_for_embedding_in_pipeline_split",
+        "megatron.transformer.account_for_loss_in_pipeline_split",
+        "megatron.transformer.apply_rope_fusion",
+        "megatron.transformer.batch_p2p_comm",
+        "megatron.transformer.batch_p2p_sync",
+        "megatron.transformer.bias_activation_fusion",
+        "megatron.transformer.bias_dropout_fusion",
+        "megatron.transformer.clone_scatter_output_in_embedding",
+        "megatron.transformer.deallocate_pipeline_outputs",
+        "megatron.transformer.deterministic_mode",
+        "megatron.transformer.expert_tensor_parallel_size",
+        "megatron.transformer.gradient_accumulation_fusion",
+        "megatron.transformer.microbatch_group_size_per_vp_stage",
+        "megatron.transformer.moe_deepep_num_sms",
+        "megatron.transformer.moe_flex_dispatcher_backend",
+        "megatron.transformer.moe_hybridep_num_sms",
+        "megatron.transformer.moe_permute_fusion",
+        "megatron.transformer.moe_shared_expert_overlap",
+        "megatron.transformer.moe_token_dispatcher_type",
+        "megatron.transformer.num_layers_in_first_pipeline_stage",
+        "megatron.transformer.num_layers_in_last_pipeline_stage",
+        "megatron.transformer.overlap_p2p_comm",
+        "megatron.transformer.overlap_p2p_comm_warmup_flush",
+        "megatron.transformer.pipeline_model_parallel_layout",
+        "megatron.transformer.recompute_method",
+        "megatron.transformer.recompute_modules",
+        "megatron.transformer.recompute_num_layers",
+        "megatron.transformer.transformer_impl",
+    }
+)
+"""Keys of engines' own sections that may change too. They say where and when something is computed, kept or sent, or by
+which kernel: like ``compile`` and ``parallel``, that rounds otherwise at most. A key that sets a precision or a loss is
+not among them."""
+
 COMPARED_BY_CONTENT = frozenset({"data.train", "data.validation", "data.tokenizer"})
 """Keys that name files: those may have moved, as long as what they hold is the same."""
 
@@ -80,7 +123,7 @@ def shown(value: object) -> str:
 def _may_change(difference: Difference, old: Plan) -> bool:
     key = difference.key
     parts = key.split(".")
-    if any(".".join(parts[:length]) in CHANGEABLE for length in range(1, len(parts) + 1)):
+    if key in CHANGEABLE_NATIVE or any(".".join(parts[:length]) in CHANGEABLE for length in range(1, len(parts) + 1)):
         return True
     if key == "optimizer.schedule.decay_steps":
         return difference.new in (None, old.decay_steps)
@@ -94,6 +137,12 @@ def _refusal(difference: Difference, old: Plan, new: Plan) -> Problem:
     place = f" ({origin})" if origin not in ("", "default") else ""
     message = f"{key} is {shown(difference.old)} in this run and {shown(difference.new)} now{place}"
     remedy = f"continue with {key}={shown(difference.old)}, or start another run: name=NAME"
+    if key.partition(".")[0] == new.experiment.backend and None in (difference.old, difference.new):
+        # a native section holds only what is set; the engine's own value applies where nothing is
+        was, now = ("not set" if value is None else shown(value) for value in (difference.old, difference.new))
+        message = f"{key} is {was} in this run and {now} now{place}"
+        if difference.old is None:
+            remedy = f"continue without {key}, or start another run: name=NAME"
     if key.startswith("content."):
         name = key.removeprefix("content.")
         message = f"{name} of the data differs: {shown(difference.old)} in this run and {shown(difference.new)} now"

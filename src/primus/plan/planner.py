@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from primus.backends import registry
-from primus.backends.base import Backend, NativeConfig
-from primus.config import huggingface
+from primus.backends.base import Backend, Extended, NativeConfig
+from primus.config import huggingface, model_size
 from primus.config.experiment import Experiment, Workflow
 from primus.config.keys import keys
 from primus.errors import DataError, EnvironmentFault, PlanError, Problem
-from primus.plan import checks, model_size, topology
+from primus.plan import checks, topology
 from primus.plan.finding import Finding
 from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
@@ -69,6 +69,7 @@ def make_plan(
     if arranged is None or data is None or translated is None or problems:
         raise PlanError(problems=problems)
     native, backend_env, patches = translated
+    parameters, flops = backend.added_size(experiment) if isinstance(backend, Extended) else (0, 0.0)
     return Plan(
         workflow=workflow,
         experiment=experiment,
@@ -80,8 +81,8 @@ def make_plan(
         native=native,
         env=dict(sorted({**backend_env, **experiment.env}.items())),
         patches=patches,
-        parameters=model_size.measure(experiment.model).total,
-        flops_per_token=model_size.flops_per_token(experiment.model, experiment.train.seq_length),
+        parameters=model_size.measure(experiment.model).total + parameters,
+        flops_per_token=model_size.flops_per_token(experiment.model, experiment.train.seq_length) + flops,
         decay_steps=experiment.optimizer.schedule.decay_steps or experiment.train.steps,
         origins={key: str(origin) for key, origin in sorted(resolved.origins.items())},
     )

@@ -8,9 +8,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from primus.config import dimensions
+from primus.config import dimensions, model_size
 from primus.config.experiment import Model
-from primus.plan import model_size
 from primus.plan.finding import count
 from primus.plan.plan import Plan, PlannedSource
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from primus.plan.diff import CHANGEABLE, COMPARED_BY_CONTENT, Difference, differences
+from primus.plan.diff import CHANGEABLE, CHANGEABLE_NATIVE, COMPARED_BY_CONTENT, Difference, differences
 from primus.plan.plan import Plan
 
-FREE = CHANGEABLE | {"backend", "topology", "engine"}
+FREE = CHANGEABLE | CHANGEABLE_NATIVE | {"backend", "topology", "engine"}
 """What may differ and still be the same maths: how fast and how long, where and on which engine."""
 
 
 @dataclass(frozen=True)
 class Sameness:
     """What differs between two plans. ``matters``: changes what is learnt at a step. ``native``: keys of the engines'
-    own sections, of which Primus cannot tell. ``free``: does not matter. ``remarks``: sentences on what else keeps
+    own sections of which Primus cannot tell. ``free``: does not matter. ``remarks``: sentences on what else keeps
     equal plans from equal numbers."""
 
     matters: list[Difference]
@@ -35,8 +35,8 @@ def sameness(a: Plan, b: Plan) -> Sameness:
     engines = {a.experiment.backend, b.experiment.backend}
     parts: dict[str, list[Difference]] = {"matters": [], "native": [], "free": []}
     for difference in found:
-        section = difference.key.partition(".")[0]
-        parts["native" if section in engines else "free" if _is_free(difference.key) else "matters"].append(difference)
+        native = difference.key.partition(".")[0] in engines
+        parts["free" if _is_free(difference.key) else "native" if native else "matters"].append(difference)
     return Sameness(**parts, remarks=_remarks(a, b))
 
 

@@ -10,7 +10,7 @@ from primus.config.experiment import Experiment
 from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
 if TYPE_CHECKING:
-    from primus.backends.base import Backend, Exchange
+    from primus.backends.base import Backend, Exchange, Extended
 
 ENVIRONMENT = {
     # what AMD's recipes for Llama set; the engine's own loop asks for the last on any accelerator
@@ -64,6 +64,11 @@ class MegatronBackend:
         device = experiment.hardware.device
         return native_config(experiment, topology, data), dict(ENVIRONMENT[device]), for_device(device)
 
+    def added_size(self, experiment: Experiment) -> tuple[int, float]:
+        from primus.backends.megatron.translate import prediction_size
+
+        return prediction_size(experiment)
+
     def run(self, plan: Plan, session: Session) -> Result:
         from primus.backends.megatron.worker import run
 
@@ -85,3 +90,4 @@ class MegatronBackend:
 if TYPE_CHECKING:
     _conforms: Backend = MegatronBackend()
     _exchanges: Exchange = MegatronBackend()
+    _extended: Extended = MegatronBackend()

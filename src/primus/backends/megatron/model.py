@@ -19,6 +19,7 @@ from megatron.core.post_training.modelopt.layers import Linear
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler, roll_tensor
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
@@ -38,10 +39,11 @@ from primus.plan.plan import Plan
 
 @dataclass
 class Config(TransformerConfig):  # type: ignore[misc]
-    """model: the portable one. softmax_factor: on the scale of attention scores, which is where yarn's magnitude goes
-    when it is the same for a whole head."""
+    """model: the portable one. tokens_per_step: of the global batch. softmax_factor: on the scale of attention scores,
+    which is where yarn's magnitude goes when it is the same for a whole head."""
 
     model: Model | None = None
+    tokens_per_step: int = 1
     softmax_factor: float = 1.0
 
 
@@ -50,6 +52,7 @@ class LatentConfig(MLATransformerConfig):  # type: ignore[misc]
     """With multi-head latent attention."""
 
     model: Model | None = None
+    tokens_per_step: int = 1
     softmax_factor: float = 1.0
     own_attention: bool = True
 
@@ -61,6 +64,7 @@ def transformer_config(plan: Plan) -> Any:
     if model.init != "native":
         settings["init_method"] = settings["output_layer_init_method"] = _leave
     settings |= {"activation_func": F.silu, "params_dtype": dtype, "pipeline_dtype": dtype, "model": model}
+    settings["tokens_per_step"] = plan.experiment.train.global_batch_size * plan.experiment.train.seq_length
     settings["transformer_impl"] = implementation = _implementation(plan)
     if latent_attention(model.model_type):
         config = LatentConfig(**settings)
@@ -88,8 +92,9 @@ def _chunk(plan: Plan, config: Any, device: torch.device, stage: int | None) -> 
     model = plan.experiment.model
     options = {} if stage is None else {"ignore_virtual": False, "vp_stage": stage}
     block = _block(model, config, stage)
+    kind = Predicting if config.mtp_num_layers else GPTModel
     with torch.device(device):
-        built = GPTModel(
+        built = kind(
             config,
             block,
             vocab_size=model.vocab_size,
@@ -159,6 +164,66 @@ def _prediction(config: Any, block: TransformerBlockSubmodules, stage: int | Non
         for name in ("enorm", "hnorm", "layer_norm"):
             setattr(layer.submodules, name, Norm)
     return spec
+
+
+class Predicting(GPTModel):  # type: ignore[misc]
+    """With layers that predict tokens further ahead.
+
+    What each of them adds to the loss is a sum over targets that is divided, with the main loss, by the unmasked
+    targets of the global batch: the same whatever a microbatch is, and in both versions. 0.19.2 would multiply it by
+    targets of the main loss over targets of this one, microbatch by microbatch and context-parallel rank by rank.
+    """
+
+    def _postprocess(
+        self,
+        *,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor | None,
+        loss_mask: torch.Tensor | None,
+        mtp_in_postprocess: bool,
+        extra_block_kwargs: dict[str, Any] | None,
+        **given: Any,
+    ) -> torch.Tensor:
+        """hidden_states [S, B, H], labels [B, S], loss_mask [B, S] -> losses of the next token [B, S], or without
+        labels its logits [B, S, vocabulary]; on a stage that is not the last, hidden states."""
+        if mtp_in_postprocess:
+            same = ("input_ids", "position_ids", "attention_mask", "rotary_pos_emb", "rotary_pos_cos", "rotary_pos_sin")
+            hidden_states = self.mtp(
+                hidden_states=hidden_states,
+                embedding=self.embedding,
+                **{name: given[name] for name in same},
+                **(extra_block_kwargs or {}),
+            )
+        if not self.post_process:
+            return hidden_states
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        hidden_states, *further = hidden_states.chunk(1 + self.config.mtp_num_layers)
+        if labels is not None:
+            hidden_states = self._attach(hidden_states, further, labels, loss_mask, weight)
+        logits: torch.Tensor = self.output_layer(hidden_states, weight=weight)[0]
+        if labels is None:
+            return logits.transpose(0, 1).contiguous()
+        loss: torch.Tensor = self.compute_language_model_loss(labels, logits)
+        return loss
+
+    def _attach(
+        self,
+        hidden_states: torch.Tensor,
+        further: list[torch.Tensor],
+        labels: torch.Tensor,
+        loss_mask: torch.Tensor | None,
+        weight: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """`hidden_states` [S, B, H], whose backward also is that of the losses of `further`, each [S, B, H]."""
+        targets, mask = labels, torch.ones_like(labels) if loss_mask is None else loss_mask
+        scale = self.config.mtp_loss_scaling_factor / self.config.mtp_num_layers
+        group = mpu.get_context_parallel_group()
+        for ahead in further:
+            targets, _ = roll_tensor(targets, cp_group=group)
+            mask, _ = roll_tensor(mask, cp_group=group)  # the last of a sequence has no target
+            losses = self.compute_language_model_loss(targets, self.output_layer(ahead, weight=weight)[0])
+            hidden_states = MTPLossAutoScaler.apply(hidden_states, scale * mask * losses)
+        return hidden_states
 
 
 class LatentAttention(MLASelfAttention):  # type: ignore[misc]

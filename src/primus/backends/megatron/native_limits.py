@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from primus.backends.megatron import split
-from primus.backends.megatron.schema import engine_version
 from primus.backends.megatron.split import either
 from primus.config.dimensions import expert_width, shared_experts
 from primus.config.experiment import Experiment
@@ -216,9 +215,6 @@ def _prediction(asked: Asked) -> Iterator[Problem]:
         yield _problem(key, "the layers do not divide by the pipeline stages", "another parallel.pipeline")
     if topology.pipeline > 1 and experiment.model.tie_word_embeddings:
         yield _problem(key, "the last stage would hold a tied embedding twice", "model.tie_word_embeddings: false")
-    if topology.context > 1 and not engine_version().startswith("0.16."):
-        message = f"megatron-core {engine_version()} weighs their loss by the tokens of each context-parallel rank"
-        yield _problem(key, message, "parallel.context: 1")
 
 
 def _distributed(topology: Topology) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.transformer.moe.moe_utils import compute_routing_scores_for_aux_loss
 from megatron.core.transformer.moe.router import TopKRouter
@@ -13,7 +15,12 @@ from primus.config.routing import normalized, scoring
 
 
 class Router(TopKRouter):  # type: ignore[misc]
-    """Megatron's router with the choice of the model's family in it. Nothing is ever dropped."""
+    """Megatron's router with the choice of the model's family in it. Nothing is ever dropped.
+
+    Its auxiliary losses weigh as ``docs/numerics.md`` says: each is a mean over all tokens of the global batch, to
+    which a microbatch adds by its number of tokens. Megatron divides them by the targets of the loss instead, of which
+    there are fewer where some are masked, and 0.16.1 once more by the ranks that share a microbatch.
+    """
 
     def routing(
         self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
@@ -31,6 +38,49 @@ class Router(TopKRouter):  # type: ignore[misc]
             probabilities = self._apply_global_aux_loss(probabilities, scores, uses)
         self._apply_expert_bias(routed)
         return probabilities, routed
+
+    def attach_and_log_load_balancing_loss(
+        self,
+        activation: torch.Tensor,
+        aux_loss_coeff: float,
+        aux_loss: torch.Tensor,
+        aux_loss_name: str,
+        reduce_group: Any,
+        **_: Any,
+    ) -> torch.Tensor:
+        """activation [T, E]. aux_loss: this rank's summand of the loss of the tokens of `reduce_group`, scaled by its
+        coefficient already. It is not logged: the reported loss is that of the next token."""
+        tokens = len(activation) * reduce_group.size()
+        return attach(activation, aux_loss * (tokens / self.config.tokens_per_step))
+
+    def apply_z_loss(self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """logits [T, E] with the z-loss attached: the squared logarithm of the softmax's denominator (arXiv:2202.08906,
+        equation 5)."""
+        coefficient = self.config.moe_z_loss_coeff
+        if coefficient is None or not self.training or not torch.is_grad_enabled():
+            return logits
+        loss = logits.logsumexp(-1).square().sum()
+        return attach(logits, loss * (coefficient / self.config.tokens_per_step))
+
+
+class _Attached(torch.autograd.Function):
+    """As Megatron's, but without its scale, which is one over the targets of the step."""
+
+    @staticmethod
+    def forward(context: Any, activation: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        context.dtype, context.shape = loss.dtype, loss.shape
+        return activation
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        (gradient,) = gradients
+        return gradient, torch.ones(context.shape, dtype=context.dtype, device=gradient.device)
+
+
+def attach(activation: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+    """`activation`, whose backward also is that of `loss`, added to whatever else is trained."""
+    attached: torch.Tensor = _Attached.apply(activation, loss)  # type: ignore[no-untyped-call]
+    return attached
 
 
 def choose(logits: torch.Tensor, model: Model, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 from primus.backends.base import NativeConfig
 from primus.backends.megatron import limits
 from primus.backends.megatron.split import stages
+from primus.config import model_size
 from primus.config.dimensions import dense_width, expert_width, head_dim, key_value_heads, shared_experts
 from primus.config.experiment import Experiment, Model, Moe
 from primus.config.families import latent_attention
@@ -39,6 +40,27 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
     for section, values in own.items():
         native[section] |= values
     return native
+
+
+def prediction_size(experiment: Experiment) -> tuple[int, float]:
+    """What ``mtp_num_layers`` adds to the portable model: parameters, and training FLOPs a token.
+
+    Each of them is a layer like the last of the decoder, a matrix that joins the state with the next token's embedding,
+    and three norms (arXiv:2412.19437, section 2.2). Embedding and output projection are the model's own: they are not
+    counted again, but the projection computes once more. FLOPs are counted as in ``primus.config.model_size``.
+    """
+    ahead = experiment.native.get("megatron", {}).get("transformer", {}).get("mtp_num_layers") or 0
+    if not ahead:
+        return 0, 0.0
+    model, length = experiment.model, experiment.train.seq_length
+    layers, hidden = model.num_hidden_layers, model.hidden_size
+    deeper = model.model_copy(update={"num_hidden_layers": layers + 1})
+    if model.num_experts and not has_experts(model, layers - 1):  # the one more is dense too
+        deeper = deeper.model_copy(update={"first_k_dense_replace": layers + 1})
+    joining = 2 * hidden * hidden + 3 * hidden
+    parameters = model_size.measure(deeper).total - model_size.measure(model).total + joining
+    flops = model_size.flops_per_token(deeper, length) - model_size.flops_per_token(model, length)
+    return ahead * parameters, ahead * (flops + 6.0 * (joining + model.vocab_size * hidden))
 
 
 def _transformer(experiment: Experiment, topology: Topology) -> dict[str, Any]:
