@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -35,14 +34,15 @@ class Shard:
 
 
 @torch.no_grad()
-def fill(shards: Iterable[Shard], weights: Iterable[Weight], values: Values) -> None:
-    """Set every shard to `values`, in place, without communication.
+def fill(shards: Iterable[Shard], weights: Iterable[Weight], values: Values, at_once: int = BLOCK) -> None:
+    """Set every shard to `values`, in place, without communication. at_once: about how many elements a call of `values`
+    is asked for.
 
     `values` is called from several threads, one tensor each: numpy and torch work outside the interpreter's lock.
     Raises CheckpointError for a shard that no weight describes.
     """
     known = {weight.native: weight for weight in weights}
-    jobs: list[Callable[[], None]] = []
+    jobs: list[tuple[Shard, Weight]] = []
     for shard in shards:
         weight = known.get(shard.name)
         if weight is None or shard.shape != weight.shape:
@@ -50,32 +50,38 @@ def fill(shards: Iterable[Shard], weights: Iterable[Weight], values: Values) -> 
                 f"parameter {shard.name} of shape {shard.shape} has no counterpart in the Hugging Face layout",
                 where="model",
             )
-        jobs += _filling(shard, weight, values)
+        jobs.append((shard, weight))
+
+    def fill_one(job: tuple[Shard, Weight]) -> None:
+        shard, weight = job
+        *leading, columns = shard.indices
+        if not leading:  # a row for each element
+            leading, columns = [columns], np.zeros(1, np.int64)
+        rows = _flatten(leading, weight.shape)
+        if not rows.size or not columns.size:
+            return
+        matrix = shard.local.detach().view(rows.size, columns.size)
+        which, offsets = weight.locate(rows)
+        for first, end in _blocks(runs(which), max(1, at_once // columns.size)):
+            _copy(values(weight, int(which[first]), offsets[first:end], columns), matrix[first:end])
+
     threads = max(1, min(8, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda job: job(), jobs):
+        for _ in pool.map(fill_one, jobs):
             pass
 
 
-def _filling(shard: Shard, weight: Weight, values: Values) -> list[Callable[[], None]]:
-    """What fills `shard`: nothing, or one job."""
-    *leading, last = shard.indices
-    if not leading:  # a row for each element
-        leading, last = [last], np.zeros(1, np.int64)
-    count = math.prod(len(index) for index in leading)
-    if not count or not last.size:
-        return []
-    matrix = shard.local.detach().view(count, last.size)
-    return [lambda: _fill_rows(matrix, weight, _flatten(leading, weight.shape), last, values)]
+def _blocks(of_one_source: Iterable[tuple[int, int]], rows: int) -> Iterator[tuple[int, int]]:
+    """First and end of every block of at most `rows` rows of one source."""
+    for first, last in of_one_source:
+        for begin in range(first, last, rows):
+            yield begin, min(begin + rows, last)
 
 
-def _fill_rows(matrix: torch.Tensor, weight: Weight, rows: Rows, columns: NDArray[np.int64], values: Values) -> None:
-    which, offsets = weight.locate(rows)
-    step = max(1, BLOCK // columns.size)
-    for first, last in runs(which):  # so that each call reads one tensor
-        for begin in range(first, last, step):
-            end = min(begin + step, last)
-            matrix[begin:end].copy_(values(weight, int(which[first]), offsets[begin:end], columns))
+def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    rows = max(1, BLOCK // target.shape[1])
+    for given, part in zip(torch.split(source, rows), torch.split(target, rows), strict=True):
+        part.copy_(given)
 
 
 def _flatten(indices: list[NDArray[np.int64]], shape: tuple[int, ...]) -> Rows:

@@ -20,6 +20,8 @@ from primus.numerics.init import normal_at
 
 LISTED = 5
 """Tensors that are named of each kind that is wrong."""
+AT_ONCE = 1 << 22
+"""Elements looked up at a time in a file. Most are only mapped; those that lie in another order there are copied."""
 LANGUAGE = "language_model."
 VISION = ("vision_model.", "multi_modal_projector.")
 """How the names of tensors of a model that also sees begin: of its language part, and of the rest."""
@@ -65,7 +67,7 @@ def load_huggingface(shards: Sequence[Shard], weights: Sequence[Weight], model: 
             return torch.zeros(offsets.size, columns.size)
         return as_tensor(lines(mapped(name), offsets, columns, weight.stride), found[name].dtype)
 
-    fill(shards, weights, values)
+    fill(shards, weights, values, AT_ONCE)
 
 
 def _language(found: dict[str, Entry], model: Model) -> dict[str, Entry]:
