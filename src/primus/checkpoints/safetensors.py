@@ -25,11 +25,11 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FILE_BYTES = 5_000_000_000
 """Most bytes of tensors in one file, as Hugging Face's tools split by default."""
+FLUSHED_BYTES = 1 << 28
+"""Bytes after which what is written is sent on to the disk."""
 HEADER_LIMIT = 100_000_000
 BLOCK = 1 << 18
 """Elements converted at a time: they stay in the processor's cache, and in memory that is used again."""
-WRITERS = 2
-"""Threads that convert and write: one hides the other's conversion. More gained nothing, a file is written by one."""
 AGAIN = "fetch the model again"
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -152,45 +152,61 @@ def write(
     def convert(block: NDArray[np.float32]) -> NDArray[Any]:
         return block if stored == "F32" else narrow(block, stored)
 
-    for file_name, group in zip(names, groups, strict=True):
-        with ThreadPoolExecutor(WRITERS) as pool, (directory / file_name).open("xb", buffering=0) as file:
-            header = _header_of({name: shapes[name] for name in group}, sizes, stored)
-            _write_at(file, header, 0)
-            place = len(header)
-            for name in group:
-                given, values = next(source)
-                if given != name or values.size * DTYPES[stored].itemsize != sizes[name]:
-                    raise ValueError(f"expected {name} of shape {shapes[name]}, got {given} of shape {values.shape}")
-                _write_values(pool, file, place, values, convert)
-                place += sizes[name]
-            os.fsync(file.fileno())
+    with ThreadPoolExecutor(1) as pool:
+        for file_name, group in zip(names, groups, strict=True):
+            with (directory / file_name).open("xb") as file:
+                file.write(_header_of({name: shapes[name] for name in group}, sizes, stored))
+                _write_out(file, _ahead(pool, convert, _blocks(source, {name: shapes[name] for name in group})))
     if total > 1:
         weight_map = {name: file_name for file_name, group in zip(names, groups, strict=True) for name in group}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_values(
+def _blocks(
+    source: Iterator[tuple[str, NDArray[np.float32]]], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[NDArray[np.float32]]:
+    """The next tensors of `source`, which are those of `shapes`, cut into blocks."""
+    for name, shape in shapes.items():
+        given, values = next(source)
+        if given != name or values.size != math.prod(shape):
+            raise ValueError(f"expected {name} of shape {shape}, got {given} of shape {values.shape}")
+        flat = values.reshape(-1)
+        for start in range(0, flat.size, BLOCK):
+            yield flat[start : start + BLOCK]
+
+
+def _ahead(
     pool: ThreadPoolExecutor,
-    file: BinaryIO,
-    place: int,
-    values: NDArray[np.float32],
     convert: Callable[[NDArray[np.float32]], NDArray[Any]],
-) -> None:
-    flat = values.reshape(-1)
+    blocks: Iterable[NDArray[np.float32]],
+) -> Iterator[NDArray[Any]]:
+    """`blocks`, each converted by `pool` while the one before it is in use."""
+    converted = None
+    for block in blocks:
+        following = pool.submit(convert, block)
+        if converted is not None:
+            yield converted.result()
+        converted = following
+    if converted is not None:
+        yield converted.result()
 
-    def write_block(start: int) -> None:
-        data = convert(flat[start : start + BLOCK])
-        _write_at(file, data.data.cast("B"), place + start * data.itemsize)
 
-    for _ in pool.map(write_block, range(0, flat.size, BLOCK)):
-        pass
-
-
-def _write_at(file: BinaryIO, data: bytes | memoryview, place: int) -> None:
-    done = 0
-    while done < len(data):  # a write may stop short
-        done += os.pwrite(file.fileno(), data[done:], place + done)
+def _write_out(file: BinaryIO, blocks: Iterable[NDArray[Any]]) -> None:
+    """Write `blocks` and bring them to the disk, most of them while others are being written."""
+    flushed, written = None, 0
+    with ThreadPoolExecutor(1) as pool:
+        for block in blocks:
+            file.write(block.data)
+            written += block.nbytes
+            if written >= FLUSHED_BYTES and (flushed is None or flushed.done()):
+                if flushed is not None:
+                    flushed.result()
+                flushed, written = pool.submit(os.fdatasync, file.fileno()), 0
+        if flushed is not None:
+            flushed.result()
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
