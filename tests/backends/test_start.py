@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from primus.backends.megatron import layout as megatron
 from primus.backends.pytorch.shards import Shard
 from primus.backends.pytorch.start import load_huggingface
-from primus.backends.pytorch.weights import Weight
 from primus.backends.torchtitan import layout as torchtitan
+from primus.checkpoints.weights import Weight
 from primus.config import huggingface
 from primus.config.experiment import Model
 from primus.errors import CheckpointError

@@ -14,7 +14,7 @@ from gang import Case, run_gang
 from safetensors.torch import load_file
 from tiny import QWEN3, make, make_dataset
 
-from primus.backends.pytorch.weights import as_tensor
+from primus.backends.pytorch.shards import as_tensor
 from primus.backends.torchtitan.start import load_huggingface, random_start
 from primus.checkpoints import safetensors, store
 from primus.checkpoints.convert import export_huggingface

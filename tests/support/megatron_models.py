@@ -138,7 +138,7 @@ def _in_order(parts: list[torch.Tensor]) -> torch.Tensor:
 def in_huggingface(gradients: dict[str, torch.Tensor], model: Model) -> dict[str, torch.Tensor]:
     """Native tensors under Hugging Face's names."""
     from primus.backends.megatron.layout import weights
-    from primus.backends.pytorch.weights import to_huggingface
+    from primus.checkpoints.weights import to_huggingface
 
     found = {}
     for weight in weights(model):

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from primus.backends.pytorch.weights import (
+from primus.checkpoints.weights import (
     Rows,
     Source,
     Weight,

@@ -24,11 +24,12 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from primus.backends.base import Progress
 from primus.backends.pytorch.pieces import Made
 from primus.backends.pytorch.saved import SavedTensors
+from primus.backends.pytorch.shards import as_tensor
 from primus.backends.pytorch.storage import HashingWriter
-from primus.backends.pytorch.weights import Weight, as_tensor, lines, runs
 from primus.checkpoints import safetensors
 from primus.checkpoints.integrity import read_manifest, seal
 from primus.checkpoints.safetensors import Entry, entries
+from primus.checkpoints.weights import Weight, lines, runs
 from primus.config.experiment import Model
 from primus.errors import CheckpointError
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from primus.backends.pytorch.weights import BLOCK, Source, Weight, to_huggingface
+from primus.checkpoints.weights import BLOCK, Source, Weight, to_huggingface
 from primus.config.experiment import Model
 from primus.errors import CheckpointError
 

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from primus.backends.pytorch.devices import available_cores
-from primus.backends.pytorch.weights import BLOCK, Rows, Weight, runs
+from primus.checkpoints.weights import BLOCK, Rows, Weight, runs
 from primus.errors import CheckpointError
 
 Values = Callable[[Weight, int, Rows, NDArray[np.int64]], torch.Tensor]
@@ -69,6 +70,13 @@ def fill(shards: Iterable[Shard], weights: Iterable[Weight], values: Values, at_
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(fill_one, jobs):
             pass
+
+
+def as_tensor(values: NDArray[Any], dtype: str) -> torch.Tensor:
+    """`values`, stored as safetensors' `dtype`, as a tensor that shares them, unless torch cannot read them where they
+    lie in the file."""
+    tensor = torch.from_numpy(np.require(values, requirements="A"))
+    return tensor.view(torch.bfloat16) if dtype == "BF16" else tensor
 
 
 def _blocks(of_one_source: Iterable[tuple[int, int]], rows: int) -> Iterator[tuple[int, int]]:

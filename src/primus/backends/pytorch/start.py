@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from primus.backends.pytorch.shards import Shard, fill
-from primus.backends.pytorch.weights import Rows, Weight, as_tensor, lines
+from primus.backends.pytorch.shards import Shard, as_tensor, fill
 from primus.checkpoints.safetensors import DTYPES, Entry, entries
+from primus.checkpoints.weights import Rows, Weight, lines
 from primus.config.experiment import Model
 from primus.config.families import COMPOSITES
 from primus.errors import CheckpointError, Problem

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from primus.backends.pytorch.weights import (
+from primus.checkpoints.weights import (
     Weight,
     absent,
     balancing_bias,

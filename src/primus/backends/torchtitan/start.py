@@ -9,9 +9,9 @@ from torch import nn
 
 from primus.backends.pytorch import start
 from primus.backends.pytorch.shards import Shard
-from primus.backends.pytorch.weights import Weight
 from primus.backends.torchtitan.layout import weights
 from primus.backends.torchtitan.shards import shards
+from primus.checkpoints.weights import Weight
 from primus.config.experiment import Model
 
 

@@ -1,6 +1,6 @@
-"""Where the elements of TorchTitan's tensors live in a Hugging Face checkpoint.
+"""Where the elements of an engine's tensors live in a Hugging Face checkpoint.
 
-One description serves the random start, the import and the export. TorchTitan stores some weights in another shape or
+One description serves the random start, the import and the export. Engines store some weights in another shape or
 order than Hugging Face: query, key and value projections fused and interleaved by key/value head, rotary pairs side by
 side, the experts of a layer in one tensor. Yet every row of a native tensor (all dimensions but the last) lies on a
 straight line in one Hugging Face tensor: it begins at a flat offset and advances by a constant stride. A ``Weight``
@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
@@ -175,13 +174,6 @@ def lines(flat: NDArray[Any], offsets: Rows, columns: NDArray[np.int64], stride:
     else:
         found = _windows(flat, columns.size, right * stride)[_places(offsets + columns[0] * stride)]
     return found
-
-
-def as_tensor(values: NDArray[Any], dtype: str) -> torch.Tensor:
-    """`values`, stored as safetensors' `dtype`, as a tensor that shares them, unless torch cannot read them where they
-    lie in the file."""
-    tensor = torch.from_numpy(np.require(values, requirements="A"))
-    return tensor.view(torch.bfloat16) if dtype == "BF16" else tensor
 
 
 def _windows(flat: NDArray[Any], count: int, distance: int) -> NDArray[Any]:
