@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from primus.runtime.interpreters import find
+
 HERE = Path(__file__).resolve().parent
 # From the largest to the smallest, each constrained by the one before: a package has one version in all of them.
 ORDER = ("dev", "torch", "launcher")
@@ -21,8 +23,8 @@ ORDER = ("dev", "torch", "launcher")
 BUILD_SPECIFIC = re.compile(r"^(nvidia-|cuda-|triton$|pytorch-triton|pip$)")
 
 
-def resolve(name: str, constraints: Path | None) -> list[str]:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
+def resolve(name: str, constraints: Path | None, python: str = sys.executable) -> list[str]:
+    command = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
     command += ["-r", str(HERE / f"{name}.in")]
     if constraints:
         command += ["-c", str(constraints)]
@@ -63,6 +65,12 @@ def main() -> None:
         pins = resolve(name, constraints)
         constraints = write(name, pins)
         sys.stderr.write(f"{constraints.name}: {len(pins)} packages\n")
+    python = find((3, 12))
+    if python is None:
+        raise SystemExit("jax.lock: no Python 3.12 or newer was found")
+    pins = resolve("jax", constraints, python)  # shares the launcher's versions, and none of torch's
+    write("jax", pins)
+    sys.stderr.write(f"jax.lock: {len(pins)} packages\n")
 
 
 if __name__ == "__main__":

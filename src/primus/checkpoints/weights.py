@@ -10,7 +10,7 @@ knows these offsets for any set of rows, so that a shard can be filled without i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -59,6 +59,47 @@ class Weight:
     @property
     def columns(self) -> int:
         return self.shape[-1] if len(self.shape) > 1 else 1
+
+
+Values = Callable[[Weight, int, Rows, NDArray[np.int64]], NDArray[Any]]
+"""(weight, source, offsets [n] of rows in it, columns [c]) -> values [n, c], floating; uint16 holds bfloat16."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Rows first ... end - 1 of a part of a native tensor, which all lie in one source: their `offsets` there, and
+    the `columns` that the part has."""
+
+    first: int
+    end: int
+    source: int
+    offsets: Rows
+    columns: NDArray[np.int64]
+
+
+def regions(weight: Weight, indices: Sequence[NDArray[np.int64]], at_once: int = BLOCK) -> Iterator[Region]:
+    """The part of `weight` that holds `indices` in each dimension, in regions of about `at_once` elements. Rows are
+    numbered in the part, as a matrix with its last dimension as columns."""
+    *leading, columns = indices
+    if not leading:  # a row for each element
+        leading, columns = [columns], np.zeros(1, np.int64)
+    rows = _flatten(leading, weight.shape)
+    if not rows.size or not columns.size:
+        return
+    which, offsets = weight.locate(rows)
+    step = max(1, at_once // columns.size)
+    for first, last in runs(which):
+        for begin in range(first, last, step):
+            end = min(begin + step, last)
+            yield Region(begin, end, int(which[first]), offsets[begin:end], columns)
+
+
+def _flatten(indices: Sequence[NDArray[np.int64]], shape: tuple[int, ...]) -> Rows:
+    """Flat index over the leading dimensions of `shape` of every combination of `indices`, in row-major order."""
+    flat = np.zeros(1, np.int64)
+    for index, size in zip(indices, shape, strict=False):
+        flat = (flat[:, None] * size + index[None, :]).reshape(-1)
+    return flat
 
 
 def plain(native: str, name: str, *shape: int, start: Start | None = None, optional: bool = False) -> Weight:

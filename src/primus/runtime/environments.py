@@ -19,6 +19,7 @@ from typing import NoReturn
 from primus.errors import EnvironmentFault, PrimusError, Problem
 from primus.home import primus_home
 from primus.runtime.installing import STAMP, install
+from primus.runtime.interpreters import find
 from primus.runtime.pins import (
     Interpreter,
     Lock,
@@ -39,6 +40,8 @@ class Environment:
     name: str
     summary: str
     python: tuple[int, int]
+    apart: bool = False
+    """No interpreter holds it beside the others': PRIMUS_PYTHON serves it if it has its engine, and need not."""
 
     @property
     def lock(self) -> Lock:
@@ -61,7 +64,8 @@ ENVIRONMENTS = {
     environment.name: environment
     for environment in (
         Environment("launcher", "command line, configuration, plans", (3, 11)),
-        Environment("torch", "training on PyTorch: TorchTitan, tokenizers, datasets", (3, 11)),
+        Environment("torch", "training on PyTorch: TorchTitan, Megatron, tokenizers, datasets", (3, 11)),
+        Environment("jax", "training on JAX: MaxText", (3, 12), apart=True),
         Environment("dev", "torch, and what the tests, linters and documentation checks need", (3, 11)),
     )
 }
@@ -91,11 +95,13 @@ def locate(name: str) -> Located | None:
     environment = get(name)
     if chosen := os.environ.get("PRIMUS_PYTHON"):
         interpreter = probe(chosen)
-        if problems := environment.shortcomings(interpreter):
+        problems = environment.shortcomings(interpreter)
+        if not problems:
+            return Located(interpreter.executable, "PRIMUS_PYTHON")
+        if not environment.apart or interpreter.installed(name):
             raise _refusal(
                 environment, interpreter, problems, "(PRIMUS_PYTHON)", "install these, or unset PRIMUS_PYTHON"
             )
-        return Located(interpreter.executable, "PRIMUS_PYTHON")
     if not environment.shortcomings(this_interpreter()):
         return Located(sys.executable, "this interpreter")
     found = _active()
@@ -124,13 +130,16 @@ def _brought_along(environment: Environment, found: list[Interpreter]) -> Locate
 def create(name: str) -> str:
     """Make environment `name` from its lock unless it is there. Returns its interpreter."""
     environment = get(name)
-    if sys.version_info[:2] < environment.python:
-        wanted = ".".join(map(str, environment.python))
-        raise EnvironmentFault(
-            f"the {name} environment needs Python {wanted}", remedy="run primus-cli with a newer Python (PRIMUS_PYTHON)"
-        )
     if not environment.made:
-        install(environment.lock, environment.directory, name, sys.stderr)
+        python = find(environment.python)
+        if python is None:
+            wanted = ".".join(map(str, environment.python))
+            raise EnvironmentFault(
+                f"the {name} environment needs Python {wanted} or newer, and none was found",
+                remedy=f"install one so that python{wanted} is on PATH, e.g. `apt install python{wanted} "
+                f"python{wanted}-venv` or `uv python install {wanted}`",
+            )
+        install(environment.lock, environment.directory, python, sys.stderr)
     return str(environment.directory / "bin" / "python")
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -72,8 +71,8 @@ def exclusive(path: Path, waiting: str, out: TextIO) -> Iterator[int]:
         os.close(descriptor)
 
 
-def install(lock: Lock, directory: Path, name: str, out: TextIO) -> None:
-    """Make `directory` an environment with exactly the lock's packages, marked complete at the very end.
+def install(lock: Lock, directory: Path, python: str, out: TextIO) -> None:
+    """Make `directory` an environment of `python` with exactly the lock's packages, marked complete at the very end.
 
     Two processes may ask at once: the second waits and finds it made. What a killed one left is made again.
     Raises EnvironmentFault naming the cause and the remedy; nothing half-made stays.
@@ -84,16 +83,16 @@ def install(lock: Lock, directory: Path, name: str, out: TextIO) -> None:
         with exclusive(held, f"another process is making {directory}: waiting", out) as descriptor:
             if (directory / STAMP).exists() and (directory / "bin" / "python").exists():
                 return
-            Installation(lock, directory, name, out, descriptor).run()
+            Installation(lock, directory, python, out, descriptor).run()
     except OSError as error:
-        raise fault(name, directory, f"{error.strerror}: {error.filename or directory}", None) from error
+        raise fault(lock.name, directory, f"{error.strerror}: {error.filename or directory}", None) from error
 
 
 class Installation:
-    """One environment being made; `held` is the descriptor of its lock file."""
+    """One environment being made; `held` is the descriptor of its lock file, `python` what it is made of."""
 
-    def __init__(self, lock: Lock, directory: Path, name: str, out: TextIO, held: int) -> None:
-        self.lock, self.directory, self.name, self.out, self.held = lock, directory, name, out, held
+    def __init__(self, lock: Lock, directory: Path, python: str, out: TextIO, held: int) -> None:
+        self.lock, self.directory, self.python, self.out, self.held = lock, directory, python, out, held
         self.log = directory.with_name(f"{directory.name}.log")
         self.progress = Progress(out, len(lock.pins))
 
@@ -109,11 +108,13 @@ class Installation:
     def _make(self) -> None:
         began = time.monotonic()
         directory = self.directory
-        self.out.write(f"Making the {self.name} environment, once: {len(self.lock.pins)} packages into {directory}\n")
+        self.out.write(
+            f"Making the {self.lock.name} environment, once: {len(self.lock.pins)} packages into {directory}\n"
+        )
         self.log.write_bytes(b"")
         self.progress.start()
         # -I: what the user has on PYTHONPATH or in the user site must not look like an installed package to pip.
-        self._call([sys.executable, "-I", "-m", "venv", str(directory)])
+        self._call([self.python, "-I", "-m", "venv", str(directory)])
         pip = [str(directory / "bin" / "python"), "-I", "-m", "pip", "--no-input", "--disable-pip-version-check"]
         version = next(directory.glob("lib/python3.*/site-packages/pip-*.dist-info")).name.split("-")[1]
         raw = tuple(int(part) for part in version.split(".")[:2]) >= (24, 1)
@@ -121,7 +122,7 @@ class Installation:
         (directory / STAMP).write_text(f"{self.lock.digest}\n", encoding="utf-8")
         size = sum(file.lstat().st_size for file in directory.rglob("*"))
         seconds = time.monotonic() - began
-        self.progress.close(f"The {self.name} environment is ready: {size / 1e6:,.0f} MB in {seconds:.0f} s")
+        self.progress.close(f"The {self.lock.name} environment is ready: {size / 1e6:,.0f} MB in {seconds:.0f} s")
 
     def _call(self, command: list[str]) -> None:
         """Run `command`, its output into the log and the progress line. The child keeps the lock: were this process
@@ -151,7 +152,7 @@ class Installation:
             finally:
                 child.wait()
         if child.returncode:
-            raise fault(self.name, self.directory, "".join(lines), self.log)
+            raise fault(self.lock.name, self.directory, "".join(lines), self.log)
 
 
 def fault(name: str, directory: Path, said: str, log: Path | None) -> EnvironmentFault:

@@ -54,6 +54,11 @@ class Lock:
     digest: str
     pins: dict[str, str]
 
+    @property
+    def name(self) -> str:
+        """Of the environment that it is for."""
+        return self.path.stem
+
 
 @dataclass(frozen=True)
 class Installed:

@@ -135,6 +135,6 @@ def _whole(weight: Weight, found: dict[str, Entry]) -> torch.Tensor:
     parts = []
     for first, last in runs(which):
         entry = found[weight.sources[which[first]].name]
-        parts.append(as_tensor(lines(entry.flat(), offsets[first:last], columns, weight.stride), entry.dtype))
+        parts.append(as_tensor(lines(entry.flat(), offsets[first:last], columns, weight.stride)))
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     return whole.float().contiguous().view(weight.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from primus.backends.pytorch.devices import available_cores
-from primus.checkpoints.weights import BLOCK, Rows, Weight, runs
+from primus.checkpoints.weights import BLOCK, Values, Weight, regions
 from primus.errors import CheckpointError
-
-Values = Callable[[Weight, int, Rows, NDArray[np.int64]], torch.Tensor]
-"""(weight, source, offsets [n] of rows in it, columns [c]) -> values [n, c], of any floating dtype."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +52,9 @@ def fill(shards: Iterable[Shard], weights: Iterable[Weight], values: Values, at_
 
     def fill_one(job: tuple[Shard, Weight]) -> None:
         shard, weight = job
-        *leading, columns = shard.indices
-        if not leading:  # a row for each element
-            leading, columns = [columns], np.zeros(1, np.int64)
-        rows = _flatten(leading, weight.shape)
-        if not rows.size or not columns.size:
-            return
-        matrix = shard.local.detach().view(rows.size, columns.size)
-        which, offsets = weight.locate(rows)
-        for first, end in _blocks(runs(which), max(1, at_once // columns.size)):
-            _copy(values(weight, int(which[first]), offsets[first:end], columns), matrix[first:end])
+        for part in regions(weight, shard.indices, at_once):
+            matrix = shard.local.detach().view(-1, part.columns.size)
+            _copy(as_tensor(values(weight, part.source, part.offsets, part.columns)), matrix[part.first : part.end])
 
     threads = max(1, min(8, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     with ThreadPoolExecutor(threads) as pool:
@@ -72,29 +62,14 @@ def fill(shards: Iterable[Shard], weights: Iterable[Weight], values: Values, at_
             pass
 
 
-def as_tensor(values: NDArray[Any], dtype: str) -> torch.Tensor:
-    """`values`, stored as safetensors' `dtype`, as a tensor that shares them, unless torch cannot read them where they
-    lie in the file."""
+def as_tensor(values: NDArray[Any]) -> torch.Tensor:
+    """`values`, of which uint16 holds bfloat16, as a tensor that shares them, unless torch cannot read them where they
+    lie in a file."""
     tensor = torch.from_numpy(np.require(values, requirements="A"))
-    return tensor.view(torch.bfloat16) if dtype == "BF16" else tensor
-
-
-def _blocks(of_one_source: Iterable[tuple[int, int]], rows: int) -> Iterator[tuple[int, int]]:
-    """First and end of every block of at most `rows` rows of one source."""
-    for first, last in of_one_source:
-        for begin in range(first, last, rows):
-            yield begin, min(begin + rows, last)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
     rows = max(1, BLOCK // target.shape[1])
     for given, part in zip(torch.split(source, rows), torch.split(target, rows), strict=True):
         part.copy_(given)
-
-
-def _flatten(indices: list[NDArray[np.int64]], shape: tuple[int, ...]) -> Rows:
-    """Flat index over the leading dimensions of `shape` of every combination of `indices`, in row-major order."""
-    flat = np.zeros(1, np.int64)
-    for index, size in zip(indices, shape, strict=False):
-        flat = (flat[:, None] * size + index[None, :]).reshape(-1)
-    return flat

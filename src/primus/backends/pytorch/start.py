@@ -1,133 +1,23 @@
-"""Where training starts: random weights that are the same in every layout, or a Hugging Face checkpoint."""
+"""The start of training in this rank's tensors, in place, without communication."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from primus.backends.pytorch.shards import Shard, as_tensor, fill
-from primus.checkpoints.safetensors import DTYPES, Entry, entries
-from primus.checkpoints.weights import Rows, Weight, lines
+from primus.backends.pytorch.shards import Shard, fill
+from primus.backends.start import AT_ONCE, huggingface_values, random_values
+from primus.checkpoints.weights import Weight
 from primus.config.experiment import Model
-from primus.config.families import COMPOSITES
-from primus.errors import CheckpointError, Problem
-from primus.numerics.init import normal_at
-
-LISTED = 5
-"""Tensors that are named of each kind that is wrong."""
-AT_ONCE = 1 << 22
-"""Elements looked up at a time in a file. Most are only mapped; those that lie in another order there are copied."""
-LANGUAGE = "language_model."
-VISION = ("vision_model.", "multi_modal_projector.")
-"""How the names of tensors of a model that also sees begin: of its language part, and of the rest."""
 
 
 def random_start(shards: Iterable[Shard], weights: Iterable[Weight], model: Model, seed: int) -> None:
-    """Fill every parameter of this rank, in place, without communication.
-
-    Weights of two or more dimensions (the embedding and the experts included) are ``model.init_std`` times the
-    generator's value at (seed, Hugging Face tensor name, flat index there); norms start at one, biases, attention sinks
-    and the router's balancing bias at zero. Projections into the residual stream are not scaled down with depth: one
-    standard deviation for all, as in transformers. Memory: a few hundred kilobytes beyond the model.
-    """
-    std = np.float32(model.init_std)
-
-    def values(weight: Weight, source: int, offsets: Rows, columns: NDArray[np.int64]) -> torch.Tensor:
-        if weight.start != "normal":
-            return torch.full((offsets.size, columns.size), 1.0 if weight.start == "ones" else 0.0)
-        drawn = normal_at(seed, weight.sources[source].name, offsets[:, None] + columns[None, :] * weight.stride)
-        drawn *= std
-        return torch.from_numpy(drawn)
-
-    fill(shards, weights, values)
+    """Fill every parameter of this rank by ``random_values``. Memory: a few hundred kilobytes beyond the model."""
+    fill(shards, weights, random_values(model, seed))
 
 
 def load_huggingface(shards: Sequence[Shard], weights: Sequence[Weight], model: Model, directory: Path) -> None:
-    """Fill every parameter of this rank from the safetensors in `directory`, in place, reading its own part only.
-
-    Raises CheckpointError with every tensor that is missing, left over, of another shape or of a dtype that is not
-    plain floating point, before anything is changed.
-    """
-    found = _language(entries(directory), model)
-    problems = compare(model, weights, found, directory)
-    if problems:
-        raise CheckpointError(problems=problems)
-    _check_biases(shards, weights, found)
-
-    mapped = lru_cache(maxsize=4)(lambda name: found[name].flat())
-
-    def values(weight: Weight, source: int, offsets: Rows, columns: NDArray[np.int64]) -> torch.Tensor:
-        name = weight.sources[source].name
-        if name not in found:
-            return torch.zeros(offsets.size, columns.size)
-        return as_tensor(lines(mapped(name), offsets, columns, weight.stride), found[name].dtype)
-
+    """Fill every parameter of this rank by ``huggingface_values``, which refuses what does not fit before anything is
+    changed."""
+    values = huggingface_values({shard.name for shard in shards}, weights, model, directory)
     fill(shards, weights, values, AT_ONCE)
-
-
-def _language(found: dict[str, Entry], model: Model) -> dict[str, Entry]:
-    """Of the tensors of a model that also sees, those of its language part, under the names they have alone; of any
-    other, all."""
-    if model.model_type not in COMPOSITES.values() or not any(name.startswith(LANGUAGE) for name in found):
-        return found
-    return {name.removeprefix(LANGUAGE): entry for name, entry in found.items() if not name.startswith(VISION)}
-
-
-def compare(model: Model, expected: Iterable[Weight], found: dict[str, Entry], directory: Path) -> list[Problem]:
-    """Differences between the tensors a model needs and those in a checkpoint."""
-    sources = {source.name: (source.shape, weight.optional) for weight in expected for source in weight.sources}
-    problems, legal = [], " or ".join(DTYPES)
-    remedy = "the weights are of another model than config.json, or not whole"
-    missing = [name for name, (_, optional) in sources.items() if not optional and name not in found]
-    if missing:
-        problems.append(Problem(str(directory), f"missing tensors: {_some(missing)}", remedy))
-    extra = [name for name in found if name not in sources and not _ignored(name, model)]
-    if extra:
-        problems.append(Problem(str(directory), f"tensors that the model has no place for: {_some(extra)}", remedy))
-    unfit = []
-    for name, entry in found.items():
-        shape = sources[name][0] if name in sources else entry.shape
-        if entry.shape != shape:
-            unfit.append(Problem(str(entry.path), f"{name} is {entry.shape}, the model wants {shape}", remedy))
-        elif name in sources and entry.dtype not in DTYPES:
-            unfit.append(Problem(str(entry.path), f"{name} is stored as {entry.dtype}", f"convert it to {legal}"))
-    problems += unfit[:LISTED]
-    if len(unfit) > LISTED:
-        problems.append(Problem(str(directory), f"{len(unfit) - LISTED} more tensors do not fit either", remedy))
-    return problems
-
-
-def _ignored(name: str, model: Model) -> bool:
-    """Tensors without effect on training: rotary caches of old exports, a copy of a tied embedding, and DeepSeek-V3's
-    extra layers for predicting several tokens ahead, which transformers leaves out too."""
-    if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and model.tie_word_embeddings):
-        return True
-    number = name.removeprefix("model.layers.").partition(".")[0]
-    return model.model_type == "deepseek_v3" and number.isdigit() and int(number) >= model.num_hidden_layers
-
-
-def _some(names: list[str], count: int = LISTED) -> str:
-    rest = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(sorted(names)[:count]) + rest
-
-
-def _check_biases(shards: Sequence[Shard], expected: Iterable[Weight], found: dict[str, Entry]) -> None:
-    """Refuse weights whose router has learnt a balancing bias when this model is built without one."""
-    native = {shard.name for shard in shards}
-    for weight in expected:
-        layer = weight.native.rpartition(".")[0] + "."
-        if not weight.optional or weight.native in native or not any(name.startswith(layer) for name in native):
-            continue
-        for source in weight.sources:
-            entry = found.get(source.name)
-            if entry is not None and as_tensor(entry.flat(), entry.dtype).any():
-                raise CheckpointError(
-                    f"{source.name} holds a balancing bias, which moe.balance: none leaves out",
-                    where=str(entry.path),
-                    remedy="set moe.balance to bias",
-                )
