@@ -78,7 +78,7 @@ class Result:
 class Backend(Protocol):
     name: str
     environment: str
-    processes: Literal["torchrun", "plain"]
+    processes: Literal["torchrun", "plain", "per_node"]
 
     def capabilities(self) -> Capabilities: ...
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 GROUP = "primus.backends"
 BUILT_IN = {
+    "maxtext": "primus.backends.maxtext:MaxTextBackend",
     "megatron": "primus.backends.megatron:MegatronBackend",
     "torchtitan": "primus.backends.torchtitan:TorchTitanBackend",
 }

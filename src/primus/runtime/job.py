@@ -47,12 +47,13 @@ class Job:
     def command(self, python: str, attempt: Attempt, token: str) -> Command:
         """This node's agent. token: tells apart attempts of the same number, e.g. in a directory that was deleted."""
         plan = self.plan
+        processes = registry.get(plan.experiment.backend).processes
         return render(
             self.place,
             python=python,
             attempt=attempt.directory,
-            nproc=plan.topology.nproc_per_node,
-            processes=registry.get(plan.experiment.backend).processes,
+            nproc=1 if processes == "per_node" else plan.topology.nproc_per_node,
+            processes="torchrun" if processes == "torchrun" else "plain",
             max_restarts=plan.experiment.resilience.max_restarts,
             run_id=f"{plan.experiment.name}-{attempt.number}-{token}",
             env=plan.env,

@@ -1,0 +1,56 @@
+"""What the MaxText backend offers, and how an experiment becomes its configuration. Light: no jax."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from primus.backends.base import Capabilities, NativeConfig, NativeSchema, Result, Session
+from primus.config.experiment import Experiment
+from primus.plan.plan import Patch, Plan, PlannedData, Topology
+
+if TYPE_CHECKING:
+    from primus.backends.base import Backend
+
+ENGINE = {"maxtext": "0.2.5", "jax": "0.11.1"}
+
+
+class MaxTextBackend:
+    """Pre-training with MaxText."""
+
+    name = "maxtext"
+    environment = "jax"
+    processes: Literal["torchrun", "plain", "per_node"] = "per_node"
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            workflows=frozenset({"pretrain"}),
+            model_types=frozenset({"llama", "qwen2", "qwen3"}),
+            parallel_axes=frozenset({"data_shard", "tensor"}),
+            precisions={kind: frozenset({"fp32", "bf16"}) for kind in ("cpu", "cuda", "rocm")},
+            unsupported={"profile": "traces are not written yet"},
+        )
+
+    def native_schema(self) -> NativeSchema:
+        return NativeSchema(ENGINE, {})
+
+    def plan(
+        self, experiment: Experiment, topology: Topology, data: PlannedData
+    ) -> tuple[NativeConfig, dict[str, str], tuple[Patch, ...]]:
+        from primus.backends.maxtext.translate import native_config
+
+        env = {"DECOUPLE_GCLOUD": "TRUE"}
+        if experiment.hardware.device == "cpu":
+            env |= {
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={topology.nproc_per_node}",
+            }
+        return native_config(experiment, topology, data), env, ()
+
+    def run(self, plan: Plan, session: Session) -> Result:
+        from primus.backends.maxtext.worker import run
+
+        return run(plan, session)
+
+
+if TYPE_CHECKING:
+    _conforms: Backend = MaxTextBackend()

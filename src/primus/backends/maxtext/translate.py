@@ -1,0 +1,108 @@
+"""From an experiment to MaxText's own configuration. Pure: neither jax nor MaxText is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from primus.backends.base import NativeConfig
+from primus.config.dimensions import head_dim, key_value_heads
+from primus.config.experiment import Experiment, Model
+from primus.errors import PlanError, Problem
+from primus.plan.plan import PlannedData, Topology
+
+BLOCKS = {"llama": "qwen2", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""Family -> which of MaxText's decoder layers computes it. MaxText's own llama2 folds the scale of the scores into the
+query projection, which then learns at another pace; its qwen2 without biases is exactly Llama."""
+REMAT = {"none": "minimal", "selective": "save_qkv_proj", "full": "full"}
+
+
+def native_config(experiment: Experiment, topology: Topology, data: PlannedData) -> NativeConfig:
+    """MaxText's configuration for `experiment`. Raises PlanError naming everything that cannot be honoured."""
+    problems = list(_problems(experiment, topology, data))
+    if problems:
+        raise PlanError(problems=problems)
+    train = experiment.train
+    half = experiment.precision != "fp32"
+    native: NativeConfig = {
+        **architecture(experiment.model),
+        **_mesh(topology),
+        "max_target_length": train.seq_length,
+        # MaxText counts in batches of a device; a device has a part of a sample where others share it
+        "per_device_batch_size": topology.micro_batch_size * topology.data_parallel / topology.world_size,
+        "gradient_accumulation_steps": topology.microbatches,
+        "steps": train.steps,
+        "dtype": "bfloat16" if half else "float32",
+        "weight_dtype": "float32",
+        "grad_dtype": "float32",
+        "mu_dtype": "float32",
+        "matmul_precision": "default" if half else "highest",
+        "logits_dot_in_fp32": half,
+        "remat_policy": REMAT[experiment.recompute],
+        "opt_type": "adamw",
+        "learning_rate": experiment.optimizer.lr,
+        "adam_b1": experiment.optimizer.betas[0],
+        "adam_b2": experiment.optimizer.betas[1],
+        "adam_eps": experiment.optimizer.eps,
+        "adam_eps_root": 0.0,
+        "adam_weight_decay": experiment.optimizer.weight_decay,
+        "adamw_mask": ["scale$", "bias$"],
+        "gradient_clipping_threshold": experiment.optimizer.clip_grad_norm or 0.0,
+        "init_weights_seed": train.seed,
+        "hardware": "cpu" if experiment.hardware.device == "cpu" else "gpu",
+        "attention": "dot_product",
+        "scan_layers": True,
+        "param_scan_axis": 0,
+        "enable_dropout": False,
+        "packing": data.document_attention == "within",
+        "sharding_tolerance": 1.0,
+        "skip_jax_distributed_system": True,
+        "dataset_type": "synthetic",  # samples come from the shared reader
+        "enable_checkpointing": False,  # checkpoints are written by the loop
+        "enable_goodput_recording": False,
+        "monitor_goodput": False,
+        "enable_tensorboard": False,
+    }
+    return native | experiment.native.get("maxtext", {})
+
+
+def architecture(model: Model) -> dict[str, Any]:
+    """The model's dimensions in MaxText's words."""
+    return {
+        "decoder_block": BLOCKS[model.model_type],
+        "base_emb_dim": model.hidden_size,
+        "base_num_query_heads": model.num_attention_heads,
+        "base_num_kv_heads": key_value_heads(model),
+        "head_dim": head_dim(model),
+        "base_mlp_dim": model.intermediate_size,
+        "base_num_decoder_layers": model.num_hidden_layers,
+        "vocab_size": model.vocab_size,
+        "mlp_activations": ["silu", "linear"],
+        "normalization_layer_epsilon": model.rms_norm_eps,
+        "rope_type": "default",
+        "rope_max_timescale": int(model.rope_theta),
+        "attention_bias": model.model_type == "qwen2",
+        "use_qk_norm": model.model_type == "qwen3",
+        "logits_via_embedding": model.tie_word_embeddings,
+        "normalize_embedding_logits": False,
+    }
+
+
+def _mesh(topology: Topology) -> dict[str, int]:
+    """Devices of a process are joined by ``ici`` axes, processes by ``dcn`` axes: shards of the data, or copies."""
+    return {
+        "ici_data_parallelism": 1,
+        "ici_fsdp_parallelism": topology.nproc_per_node // topology.tensor,
+        "ici_tensor_parallelism": topology.tensor,
+        "dcn_data_parallelism": 1,
+        "dcn_fsdp_parallelism": topology.nnodes,
+    }
+
+
+def _problems(experiment: Experiment, topology: Topology, data: PlannedData) -> Iterator[Problem]:
+    if experiment.model.rope_scaling is not None:
+        yield Problem("model.rope_scaling", "MaxText's own scaling of rotary embeddings differs from Hugging Face's")
+    if topology.data_replicate > 1:
+        yield Problem("parallel.data_replicate", "not mapped yet", "parallel.data_shard")
+    if topology.nproc_per_node % topology.tensor:
+        yield Problem("parallel.tensor", "tensor parallelism stays within a node's devices")

@@ -1,0 +1,23 @@
+"""One worker process: a node's devices, the other processes, training."""
+
+from __future__ import annotations
+
+import os
+
+from primus.backends.base import Result, Session
+from primus.plan.plan import Plan
+
+
+def run(plan: Plan, session: Session) -> Result:
+    """Train this process's part of `plan`."""
+    import jax
+
+    if session.world_size > 1:
+        if plan.experiment.hardware.device == "cpu":
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        jax.distributed.initialize(meeting, session.world_size, session.rank)
+
+    from primus.backends.maxtext.trainer import Trainer
+
+    return Trainer(plan, session).run()
