@@ -14,6 +14,10 @@ from primus.plan.plan import Patch, Plan, PlannedData, Topology
 Progress = Callable[[int, int], None]
 """(tensors done, tensors in all)."""
 
+Processes = Literal["torchrun", "plain", "per_node"]
+"""How the processes of a run are started: one a device by torchrun's agent; one a device by ours; one a node by ours,
+which holds all its devices."""
+
 NativeConfig = dict[str, Any]
 """JSON-ready configuration of one engine, as its worker understands it."""
 
@@ -78,7 +82,7 @@ class Result:
 class Backend(Protocol):
     name: str
     environment: str
-    processes: Literal["torchrun", "plain", "per_node"]
+    processes: Processes
 
     def capabilities(self) -> Capabilities: ...
 

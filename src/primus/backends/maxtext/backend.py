@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from primus.backends.base import Capabilities, NativeConfig, NativeSchema, Result, Session
+from primus.backends.base import Capabilities, NativeConfig, NativeSchema, Processes, Result, Session
 from primus.config.experiment import Experiment
 from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
@@ -19,7 +19,7 @@ class MaxTextBackend:
 
     name = "maxtext"
     environment = "jax"
-    processes: Literal["torchrun", "plain", "per_node"] = "per_node"
+    processes: Processes = "per_node"
 
     def capabilities(self) -> Capabilities:
         return Capabilities(

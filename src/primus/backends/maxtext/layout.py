@@ -16,7 +16,6 @@ from primus.config.dimensions import head_dim, key_value_heads
 from primus.config.experiment import Model
 
 LAYERS = "decoder.layers"
-HF_LAYER = "model.layers.{}"
 
 
 def weights(model: Model) -> list[Weight]:
@@ -35,25 +34,24 @@ def _weights(model: Model) -> Iterator[Weight]:
         ("pre_self_attention_layer_norm", "input_layernorm"),
         ("post_self_attention_layer_norm", "post_attention_layernorm"),
     ):
-        yield _layered(model, f"{native}.scale", f"{name}.weight", (hidden,), _start_of_row, start="ones")
+        yield _vectors(model, f"{native}.scale", f"{name}.weight", (hidden,), "ones")
     for native, name in (("wi_0", "gate_proj"), ("wi_1", "up_proj")):
         yield _projection(model, f"mlp.{native}.kernel", f"mlp.{name}.weight", (hidden,), (model.intermediate_size,))
     yield _projection(model, "mlp.wo.kernel", "mlp.down_proj.weight", (model.intermediate_size,), (hidden,))
 
 
 def _attention(model: Model) -> Iterator[Weight]:
-    hidden, heads, kv_heads, width = model.hidden_size, model.num_attention_heads, key_value_heads(model), head_dim(model)
+    hidden, heads, width = model.hidden_size, model.num_attention_heads, head_dim(model)
+    kv_heads = key_value_heads(model)
     for native, letter, count in (("query", "q", heads), ("key", "k", kv_heads), ("value", "v", kv_heads)):
         ours, theirs = f"self_attention.{native}", f"self_attn.{letter}_proj"
         yield _projection(model, f"{ours}.kernel", f"{theirs}.weight", (hidden,), (count, width))
         if model.model_type == "qwen2":
-            yield _layered(model, f"{ours}.bias", f"{theirs}.bias", (count, width), lambda row: row * width, start="zeros")
+            yield _vectors(model, f"{ours}.bias", f"{theirs}.bias", (count, width), "zeros")
     yield _projection(model, "self_attention.out.kernel", "self_attn.o_proj.weight", (heads, width), (hidden,))
     if model.model_type == "qwen3":
         for native, name in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
-            yield _layered(
-                model, f"self_attention.{native}.scale", f"self_attn.{name}.weight", (width,), _start_of_row, start="ones"
-            )
+            yield _vectors(model, f"self_attention.{native}.scale", f"self_attn.{name}.weight", (width,), "ones")
 
 
 def transposed(native: str, name: str, rows: int, columns: int) -> Weight:
@@ -65,9 +63,7 @@ def transposed(native: str, name: str, rows: int, columns: int) -> Weight:
     return Weight(native, (rows, columns), (Source(name, (columns, rows)),), locate, stride=rows)
 
 
-def _projection(
-    model: Model, native: str, name: str, inputs: Sequence[int], outputs: Sequence[int]
-) -> Weight:
+def _projection(model: Model, native: str, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> Weight:
     """Native [layers, *inputs, *outputs]; a layer's Hugging Face tensor is [outputs, inputs], each flattened."""
     width = prod(inputs)
 
@@ -76,33 +72,35 @@ def _projection(
         each, head = np.divmod(row, prod(outputs[:-1]))
         return head * (outputs[-1] * width) + each
 
-    return _layered(model, native, name, (*inputs, *outputs), locate, (prod(outputs), width), width)
+    sources = _sources(model, name, (prod(outputs), width))
+    return _layered(native, (*inputs, *outputs), sources, locate, stride=width)
+
+
+def _vectors(model: Model, native: str, name: str, shape: Sequence[int], start: Start) -> Weight:
+    """Native [layers, *shape]; a layer's Hugging Face tensor is the same, flattened."""
+    return _layered(native, shape, _sources(model, name, (prod(shape),)), lambda row: row * shape[-1], start=start)
+
+
+def _sources(model: Model, name: str, shape: tuple[int, ...]) -> tuple[Source, ...]:
+    """`name` of every layer."""
+    return tuple(Source(f"model.layers.{layer}.{name}", shape) for layer in range(model.num_hidden_layers))
 
 
 def _layered(
-    model: Model,
     native: str,
-    name: str,
-    shape: tuple[int, ...],
+    shape: Sequence[int],
+    sources: tuple[Source, ...],
     locate: Callable[[Rows], Rows],
-    source: tuple[int, ...] | None = None,
+    *,
     stride: int = 1,
     start: Start = "normal",
 ) -> Weight:
-    """Native [layers, *shape]; one Hugging Face tensor a layer, of shape `source` (None: `shape` flattened).
-
-    locate: row of a layer -> flat offset of its first element in the layer's tensor.
-    """
+    """Native [layers, *shape], each layer from one of `sources`. locate: row of a layer -> flat offset of its first
+    element there."""
     rows = prod(shape[:-1])
 
     def find(wanted: Rows) -> tuple[Rows, Rows]:
         layer, row = np.divmod(wanted, rows)
         return layer, locate(row)
 
-    layers = model.num_hidden_layers
-    sources = tuple(Source(f"{HF_LAYER.format(layer)}.{name}", source or (prod(shape),)) for layer in range(layers))
-    return Weight(f"{LAYERS}.{native}", (layers, *shape), sources, find, stride=stride, start=start)
-
-
-def _start_of_row(row: Rows) -> Rows:
-    return np.zeros_like(row)
+    return Weight(f"{LAYERS}.{native}", (len(sources), *shape), sources, find, stride=stride, start=start)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from primus.backends.base import Capabilities, NativeConfig, NativeSchema, Progress, Result, Session
+from primus.backends.base import Capabilities, NativeConfig, NativeSchema, Processes, Progress, Result, Session
 from primus.config.experiment import Experiment
 from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
@@ -31,7 +31,7 @@ class MegatronBackend:
 
     name = "megatron"
     environment = "torch"
-    processes: Literal["torchrun", "plain"] = "torchrun"
+    processes: Processes = "torchrun"
 
     def capabilities(self) -> Capabilities:
         return Capabilities(

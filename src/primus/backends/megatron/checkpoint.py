@@ -6,11 +6,11 @@ from typing import Any
 
 from primus.backends.base import Session
 from primus.backends.megatron.optimizer import Optimizer
-from primus.backends.pytorch.checkpoint import RunCheckpoints
+from primus.backends.pytorch.checkpoint import TorchCheckpoints
 from primus.plan.plan import Plan
 
 
-class Checkpoints(RunCheckpoints):
+class Checkpoints(TorchCheckpoints):
     def __init__(self, plan: Plan, session: Session, optimizer: Optimizer) -> None:
         super().__init__(plan, session)
         self._optimizer = optimizer

@@ -1,18 +1,11 @@
-"""Saving and resuming: distributed checkpoints in the run directory, in the background when asked to.
-
-A save is collective. Every rank writes its own files; when all are on the disk, rank 0 seals the directory, and only
-then does the checkpoint exist. In the background, the tensors are first copied aside; that copy overlaps the next
-forward and backward pass and must end before the next optimizer step (``maybe_wait_for_staging``).
-"""
+"""Checkpoints in torch's distributed format, written by all ranks at once."""
 
 from __future__ import annotations
 
-import shutil
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -22,45 +15,24 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from primus.backends.base import Session
+from primus.backends.checkpointing import RunCheckpoints, Write, cause
 from primus.backends.pytorch.staging import Staging
 from primus.backends.pytorch.storage import HashingWriter
-from primus.checkpoints import store
-from primus.checkpoints.store import CheckpointInfo
-from primus.errors import CheckpointError, PrimusError, Problem, TrainingError
-from primus.events.types import CheckpointSaved, Notice
+from primus.checkpoints.store import CheckpointFile, CheckpointInfo
+from primus.errors import CheckpointError
 from primus.plan.plan import Plan
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a save ended, the same on every rank. With a message it failed, and what was there before still is."""
-
-    step: int
-    bytes: int
-    seconds: float
-    message: str = ""
-
-
-class RunCheckpoints(ABC):
-    """The checkpoints of a run, of which an engine's subclass says what is saved and how it is restored."""
+class TorchCheckpoints(RunCheckpoints):
+    """An engine's subclass says what is saved and how it is restored."""
 
     def __init__(self, plan: Plan, session: Session) -> None:
-        self.plan, self.session = plan, session
-        self.saved_step: int | None = None
-        """Step of the newest checkpoint that is complete or being written."""
-        self.complete_step: int | None = None
-        """Step of the newest checkpoint that is complete."""
-        self._settings = plan.experiment.checkpoint
-        self._architecture = plan.experiment.model.model_dump(mode="json")
+        super().__init__(plan, session)
         # its own group: the background thread's messages must not mix with training's
         self._group = dist.new_group(backend="gloo")
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._staging = Staging()
-        self._staged: Future[None] | None = None
-        self._pending: Future[Outcome] | None = None
-        self._blocked = 0.0
 
     @abstractmethod
     def _state(self) -> dict[str, Any]:
@@ -71,257 +43,56 @@ class RunCheckpoints(ABC):
     def _restore(self, state: dict[str, Any], step: int) -> None:
         """`state`, which ``_state`` gave, has been filled from the checkpoint of `step`: put it to use."""
 
-    # saving
-
-    def due(self, step: int) -> bool:
-        interval = self._settings.interval
-        return interval is not None and step % interval == 0
-
-    def save_step(self, step: int, consumed_samples: int, *, wait: bool) -> None:
-        """Save the state after `step` steps. wait: return when the checkpoint is complete, and raise CheckpointError if
-        it cannot be made; otherwise a failure is reported as a Notice and training goes on."""
-        began = time.perf_counter()
-        self.finish()
-        began, earlier = time.perf_counter(), time.perf_counter() - began
+    def _prepare(self, *, background: bool) -> tuple[Write, Future[None] | None]:
         state = self._state()
-        if wait or not self._settings.async_:
-            outcome = self._write(state, step, consumed_samples)
-            self._blocked = time.perf_counter() - began + earlier
-            self._report(outcome)
-            if wait and outcome.message:
-                raise CheckpointError(
-                    f"the checkpoint of step {step} was not saved: {outcome.message}",
-                    where=str(store.directory_of(self.session.run_directory, step)),
-                    remedy="free the space or fix the directory and run the same command again: "
-                    "it continues from the last complete checkpoint",
-                )
-            return
-        ready = self._staging.mark()
-        self._staged = Future()
-        self._pending = self._thread.submit(self._write_behind, state, ready, self._staged, step, consumed_samples)
-        self.saved_step = step
-        self._blocked = time.perf_counter() - began + earlier
+        if not background:
+            return lambda directory: self._write_files(state, directory), None
+        ready, staged = self._staging.mark(), Future[None]()
 
-    def maybe_wait_for_staging(self) -> None:
-        """Called before each optimizer step: the tensors may change from here on."""
-        if self._staged is None:
-            return
-        began = time.perf_counter()
-        self._staged.result()
-        self._staged = None
-        self._blocked += time.perf_counter() - began
-
-    def poll(self) -> None:
-        """Report a background save that has ended; call it at every step."""
-        if self._pending is not None and self._pending.done():
-            self.finish()
-
-    def finish(self) -> None:
-        """Wait until no save is under way, and report how the last one ended."""
-        if self._pending is not None:
-            self.maybe_wait_for_staging()
-            outcome = self._pending.result()
-            self._pending = None
-            self._report(outcome)
-
-    def _report(self, outcome: Outcome) -> None:
-        if outcome.message:
-            self.saved_step = None
-        else:
-            self.saved_step = self.complete_step = outcome.step
-        if self.session.rank != 0:
-            return
-        if outcome.message:
-            message = (
-                f"the checkpoint of step {outcome.step} was not saved: {outcome.message}; the last complete one is kept"
-            )
-            self.session.emit(Notice(message=message, step=outcome.step))
-            return
-        directory = store.directory_of(self.session.run_directory, outcome.step)
-        self.session.emit(
-            CheckpointSaved(
-                step=outcome.step,
-                path=str(directory),
-                bytes=outcome.bytes,
-                seconds=outcome.seconds,
-                blocked_seconds=self._blocked,
-            )
-        )
-
-    def _write_behind(
-        self, state: dict[str, Any], ready: object, staged: Future[None], step: int, consumed_samples: int
-    ) -> Outcome:
-        try:
-            copy = self._staging.copy(state, ready)
-        except BaseException as error:
-            staged.set_exception(error)
-            raise
-        staged.set_result(None)
-        return self._write(copy, step, consumed_samples)
-
-    def _write(self, state: dict[str, Any], step: int, consumed_samples: int) -> Outcome:
-        """Write and seal on all ranks. Nothing visible remains of a save that failed on any of them."""
-        began = time.perf_counter()
-        directory = store.directory_of(self.session.run_directory, step)
-        try:
-            self._on_first_rank(lambda: store.begin(self.session.run_directory, step))
-            writer = HashingWriter(directory)
-            save(state, storage_writer=writer, process_group=self._group)
-            digests = self._gather(writer.digests)
-            size = self._on_first_rank(lambda: self._seal(step, consumed_samples, digests))
-        except (CheckpointException, PrimusError) as error:
-            if self.session.rank == 0:
-                shutil.rmtree(directory, ignore_errors=True)
-            return Outcome(step, 0, time.perf_counter() - began, _cause(error))
-        except RuntimeError as error:
-            raise TrainingError(
-                f"the ranks lost each other while they saved the checkpoint of step {step}: {error}", retryable=True
-            ) from error
-        self._prune(step)
-        return Outcome(step, size, time.perf_counter() - began)
-
-    def _prune(self, step: int) -> None:
-        """What cannot be removed is no reason to doubt what has just been saved."""
-        if self.session.rank != 0 or self._settings.keep is None:
-            return
-        try:
-            store.prune(self.session.run_directory, self._settings.keep)
-        except CheckpointError as error:
-            self.session.emit(Notice(message=f"old checkpoints stay for now: {error}", step=step))
-
-    def _seal(self, step: int, consumed_samples: int, digests: list[dict[str, str]]) -> int:
-        return store.seal(
-            store.directory_of(self.session.run_directory, step),
-            step=step,
-            consumed_samples=consumed_samples,
-            model=self._architecture,
-            backend=self.plan.experiment.backend,
-            digests={name: digest for part in digests for name, digest in part.items()},
-        ).bytes
-
-    # resuming
-
-    def resume(self) -> CheckpointInfo | None:
-        """Load the newest checkpoint whose every byte is as written, or return None when the run has none.
-
-        Damaged ones are skipped with a Notice. Raises CheckpointError when all are damaged, or when the checkpoint is
-        of another model.
-        """
-        if self._settings.resume == "never" and self._on_first_rank(self._start_over):
-            return None
-        problems: list[Problem] = []
-        for entry in self._on_first_rank(lambda: store.entries(self.session.run_directory)):
-            if entry.state == "partial":
-                continue
-            found = list(entry.problems)
-            if entry.info is not None and not found:
-                found = self._damage(entry.info)
-            if found:
-                problems += found
-                if self.session.rank == 0:
-                    reasons = "; ".join(map(str, found[:3]))
-                    self.session.emit(
-                        Notice(message=f"the checkpoint of step {entry.step} is damaged and skipped: {reasons}")
-                    )
-                continue
-            assert entry.info is not None
-            different = store.compare_model(entry.info, self._architecture)
-            different += store.compare_backend(entry.info, self.plan.experiment.backend)
-            if different:
-                raise CheckpointError(problems=different)
-            if problems:
-                # they would count as the newest when old ones are removed, and be tried first by the next start
-                self._on_first_rank(lambda step=entry.step: self._set_aside("damaged", step))  # type: ignore[misc]
-            self._load_from(entry.info)
-            return entry.info
-        if problems:
-            raise CheckpointError(
-                problems=[
-                    *problems,
-                    Problem(
-                        str(self.session.run_directory / "checkpoints"),
-                        "no checkpoint of this run is intact",
-                        "restore one from a copy, or start over with checkpoint.resume=never",
-                    ),
-                ]
-            )
-        return None
-
-    def _start_over(self) -> bool:
-        """On rank 0: set aside what earlier attempts saved. Once an attempt: when its ranks are started again, they
-        continue with what they have saved themselves."""
-        mark = self.session.attempt_directory / "started-over"
-        if mark.exists():
-            return False
-        self._set_aside("checkpoint.resume is never", -1)
-        mark.touch()
-        return True
-
-    def _set_aside(self, reason: str, after: int) -> None:
-        moved = store.set_aside(self.session.run_directory, after)
-        if moved:
-            names = ", ".join(path.name for path in moved)
-            self.session.emit(Notice(message=f"{reason}: checkpoints are set aside as {names}"))
-
-    def _damage(self, info: CheckpointInfo) -> list[Problem]:
-        """Hash every file once, each on one rank (a rank's own files on itself, which at the same layout are those it
-        loads), and return what any rank found."""
-        mine = [file for file in info.files if _owner(file.path) % dist.get_world_size() == self.session.rank]
-
-        def check(file: store.CheckpointFile) -> Problem | None:
-            path = info.directory / file.path
+        def write(directory: Path) -> dict[str, str]:
             try:
-                intact = store.hash_file(path) == file.digest
-            except OSError as error:
-                return Problem(str(path), f"the file cannot be read: {error.strerror}")
-            return None if intact else Problem(str(path), "the content is not what was written")
+                copy = self._staging.copy(state, ready)
+            except BaseException as error:
+                staged.set_exception(error)
+                raise
+            staged.set_result(None)
+            return self._write_files(copy, directory)
 
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            found = [problem for problem in pool.map(check, mine) if problem]
-        return [problem for part in self._gather(found) for problem in part]
+        return write, staged
 
-    def _load_from(self, info: CheckpointInfo) -> None:
+    def _write_files(self, state: dict[str, Any], directory: Path) -> dict[str, str]:
+        writer = HashingWriter(directory)
+        try:
+            save(state, storage_writer=writer, process_group=self._group)
+        except CheckpointException as error:
+            raise CheckpointError(_first_failure(error)) from error
+        return writer.digests
+
+    def _read(self, info: CheckpointInfo) -> None:
         state = self._state()
         try:
             load(state, storage_reader=FileSystemReader(info.directory), process_group=self._group)
         except CheckpointException as error:
             raise CheckpointError(
-                f"cannot be loaded: {_cause(error)}",
+                f"cannot be loaded: {_first_failure(error)}",
                 where=str(info.directory),
                 remedy="continue with the version of Primus that wrote it",
             ) from error
         self._restore(state, info.step)
-        self.saved_step = self.complete_step = info.step
-
-    # agreeing
 
     def _gather(self, value: T) -> list[T]:
-        """`value` of every rank, in rank order."""
         values: list[Any] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def _on_first_rank(self, action: Callable[[], T]) -> T:
-        """Result of `action`, run on rank 0 only. Its error is every rank's error."""
-        answer: list[Any] = [None, None]
-        if self.session.rank == 0:
-            try:
-                answer[0] = action()
-            except (PrimusError, OSError) as error:
-                answer[1] = _cause(error)
-        dist.broadcast_object_list(answer, src=0, group=self._group)
-        if answer[1] is not None:
-            raise CheckpointError(answer[1])
-        result: T = answer[0]
-        return result
+    def _from_first_rank(self, value: T) -> T:
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
 
-    def abandon(self) -> None:
-        """After a failure: wait for nothing, since other ranks may be gone."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def shut_down(self) -> None:
-        self.finish()
-        self._thread.shutdown()
+    def _share(self, files: Sequence[CheckpointFile]) -> list[CheckpointFile]:
+        """A rank's own files on itself, which at the same layout are those it loads."""
+        return [file for file in files if _owner(file.path) % self.session.world_size == self.session.rank]
 
 
 def _owner(path: str) -> int:
@@ -330,11 +101,7 @@ def _owner(path: str) -> int:
     return int(rank) if path.startswith("__") and rank.isdigit() else 0
 
 
-def _cause(error: BaseException) -> str:
-    """One line for a person. Of a failed collective: what went wrong first, and on which rank."""
-    if isinstance(error, CheckpointException):
-        rank, (cause, _) = next(iter(error.failures.items()))
-        return f"rank {rank}: {_cause(cause)}"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+def _first_failure(error: CheckpointException) -> str:
+    """What went wrong first, and on which rank."""
+    rank, (first, _) = next(iter(error.failures.items()))
+    return f"rank {rank}: {cause(first)}"

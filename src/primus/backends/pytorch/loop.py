@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from primus.backends.base import Result, Session
-from primus.backends.pytorch.checkpoint import RunCheckpoints
+from primus.backends.checkpointing import RunCheckpoints
 from primus.backends.pytorch.meter import Meter, Readings
 from primus.backends.pytorch.profiling import Profiling
 from primus.backends.pytorch.samples import Microbatch, TrainingSamples, ValidationSamples

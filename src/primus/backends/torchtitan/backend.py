@@ -6,9 +6,18 @@ import json
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from primus.backends.base import Capabilities, NativeConfig, NativeKey, NativeSchema, Progress, Result, Session
+from primus.backends.base import (
+    Capabilities,
+    NativeConfig,
+    NativeKey,
+    NativeSchema,
+    Processes,
+    Progress,
+    Result,
+    Session,
+)
 from primus.backends.torchtitan.models import limits
 from primus.config.experiment import Experiment
 from primus.plan.plan import Patch, Plan, PlannedData, Topology
@@ -22,7 +31,7 @@ class TorchTitanBackend:
 
     name = "torchtitan"
     environment = "torch"
-    processes: Literal["torchrun", "plain"] = "torchrun"
+    processes: Processes = "torchrun"
 
     def capabilities(self) -> Capabilities:
         return Capabilities(

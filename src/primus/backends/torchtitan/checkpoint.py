@@ -9,12 +9,12 @@ import torch
 from torchtitan.components.checkpointer.base import BaseCheckpointManager, ModelWrapper
 
 from primus.backends.base import Session
-from primus.backends.pytorch.checkpoint import RunCheckpoints
+from primus.backends.pytorch.checkpoint import TorchCheckpoints
 from primus.backends.torchtitan.optimizer import Optimizers
 from primus.plan.plan import Plan
 
 
-class Checkpoints(RunCheckpoints, BaseCheckpointManager):
+class Checkpoints(TorchCheckpoints, BaseCheckpointManager):
     @dataclass(kw_only=True, slots=True)
     class Config(BaseCheckpointManager.Config):
         _plan: Plan | None = None
