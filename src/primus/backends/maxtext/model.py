@@ -35,9 +35,17 @@ class Built:
     train: Callable[..., Any]
     evaluate: Callable[..., Any]
 
+    def set_updates(self, updates: int) -> None:
+        """Tell the optimizer how many updates it has made: bias correction and learning rate depend on it."""
+        optimizer = self.state["optimizer"]
+        counters = [optimizer["step"], *(each["count"] for each in optimizer["opt_state"].values() if "count" in each)]
+        for counter in counters:
+            array = counter.get_value()
+            counter.set_value(jax.device_put(jnp.full(array.shape, updates, array.dtype), array.sharding))
 
-def build(plan: Plan, weights: list[Weight]) -> Built:
-    """Model and optimizer of `plan`, with the weights that training starts from."""
+
+def build(plan: Plan) -> Built:
+    """Model and optimizer of `plan`, with MaxText's own weights."""
     config = configuration(plan)
     mesh = maxtext_utils.get_mesh_from_config(config)
     create, model = model_creation_utils.create_nnx_abstract_model(config, mesh)
@@ -71,26 +79,31 @@ def configuration(plan: Plan) -> Any:
         raise EnvironmentFault(f"MaxText refuses its configuration: {error}", where="maxtext") from error
 
 
-def parameters(state: Any) -> dict[str, Any]:
-    """Path -> variable of every parameter of the model."""
-    found = nnx.to_flat_state(nnx.split_state(state["model"], nnx.Param, ...)[0])
-    return {".".join(map(str, path)): variable for path, variable in found}
+def held(state: Any) -> dict[str, dict[str, Any]]:
+    """What a checkpoint holds: part (``weights``, ``exp_avg``, ``exp_avg_sq``) -> parameter -> variable of `state`."""
+    adam = state["optimizer"]["opt_state"][0]
+    found = {
+        "weights": nnx.split_state(state["model"], nnx.Param, ...)[0],
+        "exp_avg": adam["mu"],
+        "exp_avg_sq": adam["nu"],
+    }
+    return {part: {".".join(map(str, path)): v for path, v in nnx.to_flat_state(of)} for part, of in found.items()}
 
 
 def begin(built: Built, plan: Plan, weights: list[Weight]) -> None:
     """Put the weights that training starts from into the parameters, each device its part."""
     from pathlib import Path
 
-    model, held = plan.experiment.model, parameters(built.state)
+    model, here = plan.experiment.model, held(built.state)["weights"]
     known = {weight.native: weight for weight in weights}
-    if held.keys() != known.keys():
-        raise EnvironmentFault(f"MaxText's parameters are not the described ones: {sorted(held.keys() ^ known.keys())}")
+    if here.keys() != known.keys():
+        raise EnvironmentFault(f"MaxText's parameters are not the described ones: {sorted(here.keys() ^ known.keys())}")
     values = (
         random_values(model, plan.experiment.train.seed)
         if model.init == "random"
-        else huggingface_values(held.keys(), weights, model, Path(model.init))
+        else huggingface_values(here.keys(), weights, model, Path(model.init))
     )
-    for name, variable in held.items():
+    for name, variable in here.items():
         array = variable.get_value()
         if array.shape != known[name].shape:
             raise EnvironmentFault(f"{name} is {array.shape} in MaxText, described as {known[name].shape}")

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from primus.backends.base import Result, Session
 from primus.backends.maxtext import model as models
 from primus.backends.maxtext.batches import Batches
+from primus.backends.maxtext.checkpoint import Checkpoints
 from primus.backends.maxtext.layout import weights
 from primus.data.reader import open_training, open_validation
 from primus.errors import TrainingError
@@ -27,10 +28,8 @@ class Trainer:
     def __init__(self, plan: Plan, session: Session) -> None:
         self.plan, self.session = plan, session
         self.step = self.consumed = 0
-        described = weights(plan.experiment.model)
-        self.built = models.build(plan, described)
-        if plan.experiment.model.init != "native":
-            models.begin(self.built, plan, described)
+        self.built = models.build(plan)
+        self.checkpoints = Checkpoints(plan, session, self.built)
         train = plan.experiment.train
         within = plan.data.document_attention == "within"
         sizes = (train.global_batch_size, train.seq_length, self.built.batch_sharding)
@@ -39,7 +38,12 @@ class Trainer:
         self.validation = None if validation is None else Batches(validation, *sizes, within=within)
 
     def run(self) -> Result:
-        plan, steps = self.plan, self.plan.experiment.train.steps
+        plan, steps, checkpoints = self.plan, self.plan.experiment.train.steps, self.checkpoints
+        resumed = checkpoints.resume()
+        if resumed is not None:
+            self.step, self.consumed = resumed.step, resumed.consumed_samples
+        elif plan.experiment.model.init != "native":
+            models.begin(self.built, plan, weights(plan.experiment.model))
         if self.session.rank == 0:
             self.session.emit(
                 RunStarted(
@@ -49,16 +53,24 @@ class Trainer:
                     device=plan.experiment.hardware.name,
                     parameters=plan.parameters,
                     steps=steps,
-                    resumed_from=None,
+                    resumed_from=None if resumed is None else resumed.step,
                 )
             )
-        self._validate()
+        if resumed is None:
+            self._validate()
         stopped = False
         while self.step < steps and not stopped:
             self.step += 1
             stopped = self._train_step()
+            checkpoints.poll()
+            if checkpoints.due(self.step) and self.step < steps and not stopped:
+                checkpoints.save_step(self.step, self.consumed, wait=False)
             if not stopped and (self.step == steps or self.step % plan.experiment.eval.interval == 0):
                 self._validate()
+        checkpoints.finish()
+        if checkpoints.saved_step != self.step:
+            checkpoints.save_step(self.step, self.consumed, wait=True)
+        checkpoints.shut_down()
         return Result("stopped" if self.step < steps else "complete", self.step)
 
     def _train_step(self) -> bool:

@@ -1,0 +1,94 @@
+"""The run's checkpoints: parameters and moments as orbax writes them, in ``state`` of the checkpoint's directory.
+
+Arrays are whole there, whatever devices held them, so a run continues on another number of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from primus.backends.base import Session
+from primus.backends.checkpointing import RunCheckpoints, Write
+from primus.backends.maxtext.model import Built, held
+from primus.checkpoints.store import CheckpointInfo
+from primus.errors import CheckpointError
+from primus.plan.plan import Plan
+
+T = TypeVar("T")
+
+FOLDER = "state"
+PATIENCE_MS = 600_000
+"""How long a process may keep the others waiting for a word."""
+
+
+class Checkpoints(RunCheckpoints):
+    def __init__(self, plan: Plan, session: Session, built: Built) -> None:
+        super().__init__(plan, session)
+        self._built = built
+        self._orbax = ocp.StandardCheckpointer()
+        self._round = itertools.count()
+
+    def _prepare(self, *, background: bool) -> tuple[Write, Future[None] | None]:
+        state = {part: {name: v.get_value() for name, v in of.items()} for part, of in held(self._built.state).items()}
+        if background:  # the next step gives the arrays' memory to the new ones
+            state = jax.tree.map(_aside, state)
+            jax.block_until_ready(state)
+
+        def write(directory: Path) -> dict[str, str]:
+            try:
+                self._orbax.save((directory / FOLDER).absolute(), state)
+                self._orbax.wait_until_finished()
+            except (ValueError, RuntimeError) as error:
+                raise CheckpointError(str(error)) from error
+            return {}
+
+        return write, None
+
+    def _read(self, info: CheckpointInfo) -> None:
+        parts = held(self._built.state)
+        wanted = {
+            part: {
+                name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+                for name, array in ((name, variable.get_value()) for name, variable in of.items())
+            }
+            for part, of in parts.items()
+        }
+        try:
+            found = self._orbax.restore((info.directory / FOLDER).absolute(), wanted)
+        except (ValueError, KeyError, OSError) as error:
+            raise CheckpointError(
+                f"cannot be loaded: {error}",
+                where=str(info.directory),
+                remedy="continue with the version of Primus that wrote it",
+            ) from error
+        for part, of in parts.items():
+            for name, variable in of.items():
+                variable.set_value(found[part][name])
+        self._built.set_updates(info.step)
+
+    def _gather(self, value: T) -> list[T]:
+        if self.session.world_size == 1:
+            return [value]
+        client = jax._src.distributed.global_state.client
+        key = f"primus/{next(self._round)}"
+        client.key_value_set_bytes(f"{key}/{self.session.rank}", pickle.dumps(value))
+        every = range(self.session.world_size)
+        return [pickle.loads(client.blocking_key_value_get_bytes(f"{key}/{rank}", PATIENCE_MS)) for rank in every]
+
+    def _from_first_rank(self, value: T) -> T:
+        return self._gather(value)[0]
+
+
+def _aside(array: Any) -> Any:
+    """A copy in the host's memory, cut as `array` is."""
+    if array.sharding.memory_kind == "unpinned_host":
+        return jnp.copy(array)
+    return jax.device_put(array, array.sharding.with_memory_kind("pinned_host"))

@@ -1,0 +1,284 @@
+"""Writes ``native_schema.json``: the keys of MaxText's own configuration that an experiment may set.
+
+    python -m primus.backends.maxtext.generate_schema
+
+Run it in the jax environment after a change of MaxText's version or of the tables here; a test fails while the snapshot
+is stale. Every field of ``MaxTextConfig`` is in exactly one table. A word in them is a field, a pattern (``*`` stands
+for any letters), or one of the classes of which MaxText composes its configuration, for all fields that it adds. The
+more exact word wins.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from primus.backends import schema_snapshot
+
+SNAPSHOT = Path(__file__).with_name("native_schema.json")
+
+KEPT = """
+    activations_in_float32 attention debug_sharding float32_logits float32_qk_product jax_cache_dir
+    jax_debug_log_modules log_config num_vocab_tiling use_iota_embed vocab_tiling_ag_once
+
+    remat_policy parameter_memory_host_offload attention_out context decoder_layer_input key_proj mlpwi_0 mlpwi_1 mlpwo
+    out_proj query_proj value_proj moe_mlpwi_0 moe_mlpwi_1 moe_mlpwo moe_routing_maps moe_x_sorted
+
+    data_sharding input_data_sharding_logical_axes logical_axis_rules logical_axis_rules_for_eval
+    override_logical_axis_rules shard_optimizer_over_data
+
+    *_quantization_calibration_method constant_bound_config logits_proj_quant_calibration_method quant_cfg_path
+    quantization quantization_local_shard_count quantize_logits_proj quantize_router_proj replicate_quant_scale
+    use_qwix_quantization
+
+    *w?_tile_* capacity_factor float32_gate_logits float32_weight_sum megablox sparse_matmul use_custom_sort_vjp
+    use_tokamax_gmm
+"""
+"""Fields that an experiment may set: more than these the code that this backend runs does not read, or they would
+change what an experiment promises."""
+
+PORTABLE = {
+    "name": "run_name",
+    "hardware.device": "hardware",
+    "model.model_type": "attention_bias decoder_block mlp_activations use_qk_norm",
+    "model.init": "load_parameters_path",
+    "model.vocab_size": "vocab_size",
+    "model.hidden_size": "base_emb_dim",
+    "model.num_hidden_layers": "base_num_decoder_layers",
+    "model.num_attention_heads": "base_num_query_heads",
+    "model.num_key_value_heads": "base_num_kv_heads",
+    "model.head_dim": "head_dim",
+    "model.intermediate_size": "base_mlp_dim",
+    "model.max_position_embeddings": "max_position_embeddings",
+    "model.rms_norm_eps": "normalization_layer_epsilon",
+    "model.rope_theta": "rope_max_timescale",
+    "model.rope_scaling.rope_type": "rope_type",
+    "model.rope_scaling.factor": "rope_factor",
+    "model.rope_scaling.original_max_position_embeddings": "original_max_position_embeddings",
+    "model.rope_scaling.beta_fast": "beta_fast",
+    "model.rope_scaling.beta_slow": "beta_slow",
+    "model.rope_scaling.mscale": "mscale",
+    "model.tie_word_embeddings": "logits_via_embedding",
+    "model.num_experts": "num_experts",
+    "model.num_experts_per_tok": "num_experts_per_tok",
+    "model.moe_intermediate_size": "base_moe_mlp_dim",
+    "model.n_shared_experts": "shared_experts",
+    "model.first_k_dense_replace": "first_num_dense_layers",
+    "model.n_group": "n_routing_groups",
+    "model.topk_group": "topk_routing_group",
+    "model.routed_scaling_factor": "routed_scaling_factor",
+    "model.scoring_func": "routed_score_func",
+    "model.norm_topk_prob": "norm_topk_prob",
+    "model.q_lora_rank": "q_lora_rank",
+    "model.kv_lora_rank": "kv_lora_rank",
+    "model.qk_nope_head_dim": "qk_nope_head_dim",
+    "model.qk_rope_head_dim": "qk_rope_head_dim",
+    "model.v_head_dim": "v_head_dim",
+    "model.sliding_window": "sliding_window_size",
+    "model.swiglu_limit": "mlp_activations_limit",
+    "model.interleave_moe_layer_step": "interleave_moe_layer_step",
+    "model.no_rope_layer_interval": "nope_layer_interval",
+    "model.attention_chunk_size": "chunk_attn_window_size",
+    "model.attn_temperature_tuning": "temperature_tuning",
+    "data.tokenizer": "tokenizer_path",
+    "data.document_attention": "packing",
+    "data.mask_eod": "eod_mask_loss",
+    "train.steps": "steps",
+    "train.global_batch_size": "gradient_accumulation_steps",
+    "train.micro_batch_size": "per_device_batch_size",
+    "train.seq_length": "max_target_length",
+    "train.seed": "init_weights_seed data_shuffle_seed",
+    "optimizer.name": "opt_type",
+    "optimizer.lr": "learning_rate",
+    "optimizer.min_lr": "learning_rate_final_fraction",
+    "optimizer.betas": "adam_b1 adam_b2",
+    "optimizer.eps": "adam_eps",
+    "optimizer.weight_decay": "adam_weight_decay",
+    "optimizer.clip_grad_norm": "gradient_clipping_threshold",
+    "optimizer.schedule.name": "lr_schedule_type",
+    "optimizer.schedule.warmup_steps": "warmup_steps_fraction",
+    "optimizer.schedule.decay_steps": "learning_rate_schedule_steps wsd_decay_steps_fraction",
+    "parallel.data_shard": "*_fsdp_parallelism",
+    "parallel.data_replicate": "*_data_parallelism",
+    "parallel.tensor": "*_tensor_parallelism",
+    "parallel.pipeline": "*_pipeline_parallelism",
+    "parallel.context": "*_context_parallelism",
+    "parallel.expert": "*_expert_parallelism",
+    "precision": "dtype logits_dot_in_fp32 matmul_precision",
+    "moe.balance": "routed_bias",
+    "moe.aux_loss_coeff": "load_balance_loss_weight",
+    "eval.interval": "eval_interval",
+    "eval.steps": "eval_steps",
+    "profile": "profiler",
+    "profile.steps": "profiler_steps skip_first_n_steps_for_profiler",
+    "checkpoint.interval": "checkpoint_period",
+    "checkpoint.keep": "max_num_checkpoints_to_keep",
+    "checkpoint.async": "async_checkpointing",
+    "monitor.log_interval": "log_period",
+    "monitor.tensorboard": "enable_tensorboard",
+}
+"""Portable key -> fields that it sets, or would: setting one is an error that points at the portable key."""
+
+OMITTED = {
+    "MaxText derives it from the others": "DerivedValues global_parameter_scale",
+    "the portable keys say each dimension": "base_config model_name override_model_config use_m3_model",
+    "weights are described, and start, as the numerics contract says": """
+        dense_init_scale fused_mlp fused_qkv padded_base_moe_mlp_dim param_scan_axis prefuse_moe_weights scan_layers
+        trainable_parameters_mask""",
+    "the loss is that of the numerics contract": """
+        block_diffusion_* cast_logits_to_fp32 LogitsAndLoss moe_use_megatron_seq_aux_loss MTP training_objective
+        quantize_mtp use_tunix_gradient_accumulation""",
+    "the optimizer and its schedule are those of the numerics contract": "AdamW DilocoParams Muon Optimizer use_qk_clip "
+    "qk_clip_threshold",
+    "weights, gradients and moments are fp32: checkpoints hold them so": """
+        grad_dtype mu_dtype unquantized_modules weight_block_size weight_dtype""",
+    "nothing is random in a step": "dropout_rate enable_dropout use_random_routing",
+    "the model's family says it": "Attention ModelArchitecture PositionalEmbedding Rope YarnRope mlp_bias",
+    "it makes another model": """
+        AttentionIndexer CompressedAttention DeepSeekMoE Engram ManifoldConstrainedHyperConnections MlaAttention MoBa
+        Qwen3Next engram first_num_hash_layers fuse_expert_scales inhomogeneous_layer_cycle_interval kv_wa_proj mla_*
+        moe_expert_input_dim query_wa_proj weight_sparsity_* indexer_cutoff_threshold csa_* force_q_layout""",
+    "nothing under this name is computed in the layers that are used": "kv_proj mlpwi qkv_proj",
+    "for images, video and sound": """
+        AudioEncoder MultimodalGeneral VisionProjector VisionTower dtype_mm remat_policy_for_vit""",
+    "samples come from the shared reader": """
+        DatasetGeneral GrainDataset HfDataset MMapDataset OlmoGrainDataset TfdsDataset Tokenizer enable_data_shuffling
+        train_interleave_cycle_length train_shard_in_read""",
+    "checkpoints are written by Primus": "Checkpointing EmergencyCheckpointing OrbaxStorage",
+    "processes are joined, watched and started anew by Primus": """
+        ElasticTraining enable_single_controller jax_distributed_initialization_timeout num_slices
+        skip_jax_distributed_system subslice_shape""",
+    "the mesh is planned": """
+        Dcn* Ici* DcnParallelism IciParallelism HardwareAndMesh dense_fsdp_use_two_stage_all_gather
+        moe_fsdp_use_two_stage_all_gather use_2d_fsdp_sharding""",
+    "context parallelism is not offered yet": "context_parallel_* context_sharding ulysses_context_sharding",
+    "pipelines are not offered yet": "PipelineParallelism",
+    "experts are not spread over devices yet": "MoEGeneral check_vma",
+    "its step would not say the gradient's norm": "optimizer_memory_host_offload",
+    "the loop is Primus's own": """
+        AOT DevelopmentAndDebugging TrainingLoop compile_xla_flags internal_compile* sharding_tolerance
+        remove_size_one_mesh_axis_from_type shardy""",
+    "what is measured and written is Primus's": """
+        GcpMonitoring Goodput ManagedMLDiagnostics Metrics Profiling RunInfo Tensorboard""",
+    "XLA_FLAGS in env says it": "HloDump",
+    "for TPUs": """
+        SplashAttention use_*_splash allow_split_physical_axes optimize_mesh_for_tpu_v6e MoEKernels ragged_*
+        moe_pin_sparse_core_* moe_*_sparse_core_id""",
+    "it needs one process a device": "te_*",
+    "for inference": """
+        Decoding InferenceBenchmark InferenceGeneral InferenceLayout InferenceServer PrefixCaching VLLM
+        kv_quant_* quantize_kvcache sharding_strategy use_ragged_attention""",
+    "for training after pre-training": "Distillation FineTuning dpo lora",
+}
+"""Why fields have no effect here or would break a contract -> their names."""
+
+TYPES = {"logical_axis_rules": "list", "logical_axis_rules_for_eval": "list", "data_sharding": "list"}
+"""Where MaxText leaves the type open."""
+
+CHOICES = {"attention": ("dot_product", "flash", "autoselected")}
+"""Where fewer values are allowed than MaxText takes: cuDNN's attention does not see where a document ends when samples
+come from outside, as here."""
+
+WITHOUT = {"quantization": ("serve_fp8_weight",)}
+"""Values of an enumeration that are for inference."""
+
+OUR_DEFAULTS = {"attention": "dot_product", "logical_axis_rules": []}
+"""Where this backend itself starts from another value than MaxText."""
+
+OUR_WORDS = {
+    "logical_axis_rules": "Which mesh axes a named dimension is split over; takes the place of MaxText's rule for that name.",
+}
+
+
+def fields() -> dict[str, tuple[str, Any]]:
+    """Field of MaxText's configuration -> the class that adds it, and pydantic's view of it."""
+    from maxtext.configs.types import MaxTextConfig
+
+    classes: dict[str, str] = {}
+    for cls in reversed(MaxTextConfig.__mro__):
+        for name in cls.__dict__.get("__annotations__", {}):
+            classes.setdefault(name, cls.__name__)
+    return {name: (classes[name], field) for name, field in sorted(MaxTextConfig.model_fields.items())}
+
+
+def words() -> Iterator[tuple[str, str]]:
+    """(what becomes of the fields, word that stands for them): "kept", a portable key, or a reason."""
+    for verdict, listed in [("kept", KEPT), *PORTABLE.items(), *OMITTED.items()]:
+        yield from ((verdict, word) for word in listed.split())
+
+
+def verdicts(name: str, group: str) -> list[str]:
+    """What becomes of field `name`, which class `group` adds; one verdict unless the tables are wrong."""
+    listed = list(words())
+    exact = [verdict for verdict, word in listed if word == name]
+    patterns = [verdict for verdict, word in listed if {"*", "?"} & {*word} and fnmatch(name, word)]
+    return exact or patterns or [verdict for verdict, word in listed if word == group]
+
+
+def keys() -> dict[str, dict[str, Any]]:
+    """Key -> NativeKey as JSON, of every field that is not left out."""
+    import yaml
+    from maxtext.configs import types
+
+    base = yaml.safe_load(Path(types.__file__).with_name("base.yml").read_text(encoding="utf-8"))
+    found = {}
+    for name, (group, field) in fields().items():
+        (verdict,) = verdicts(name, group)
+        if verdict not in OMITTED:
+            default = base.get(name, field.get_default(call_default_factory=True))
+            found[name] = _key(name, field, default) | ({"portable": verdict} if verdict in PORTABLE else {})
+    return found
+
+
+def _key(name: str, field: Any, default: Any) -> dict[str, Any]:
+    default = default.value if isinstance(default, enum.Enum) else default
+    allowed = CHOICES.get(name) or [one for one in _choices(field.annotation) if one not in WITHOUT.get(name, ())]
+    more = {"choices": list(allowed), "description": OUR_WORDS.get(name) or _shortened(field.description or "")}
+    return {
+        "type": TYPES.get(name) or _type(field.annotation),
+        "default": OUR_DEFAULTS.get(name, None if default == "None" else default),
+        **{word: value for word, value in more.items() if value},
+    }
+
+
+def _type(hint: Any) -> str:
+    found = ["str" if _enumerates(part) else schema_snapshot.type_name(part) for part in schema_snapshot.parts(hint)]
+    return " | ".join(sorted(dict.fromkeys(found), key="null".__eq__))
+
+
+def _choices(hint: Any) -> Iterator[Any]:
+    for part in schema_snapshot.parts(hint):
+        if _enumerates(part):
+            yield from (member.value for member in part)
+        elif get_origin(part) is Literal:
+            yield from get_args(part)
+
+
+def _enumerates(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, enum.Enum)
+
+
+def _shortened(description: str) -> str:
+    """The first sentence, without what it says in brackets or after a colon, a semicolon or a dash."""
+    sentence = re.split(r"(?<!e\.g)(?<!i\.e)(?<!vs)\.(?:\s|$)", " ".join(description.split()))[0]
+    sentence = re.split(r"[:;] | - | -- ", re.sub(r"\s*\([^()]*\)", "", sentence))[0]
+    return f"{sentence}." if sentence else ""
+
+
+def text() -> str:
+    return schema_snapshot.text(
+        {"maxtext": version("maxtext"), "jax": version("jax")},
+        "names, types, defaults and shortened descriptions: MaxText (Apache-2.0)",
+        keys(),
+    )
+
+
+if __name__ == "__main__":
+    os.environ |= {"DECOUPLE_GCLOUD": "TRUE", "JAX_PLATFORMS": "cpu"}
+    SNAPSHOT.write_text(text(), encoding="utf-8")
