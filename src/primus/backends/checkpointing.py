@@ -56,6 +56,11 @@ class RunCheckpoints(ABC):
         self._pending: Future[Outcome] | None = None
         self._blocked = 0.0
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether files can be written while training goes on."""
+        return True
+
     @abstractmethod
     def _prepare(self, *, background: bool) -> tuple[Write, Future[None] | None]:
         """What saves the state as it is now. background: training goes on while it runs, in another thread; then also
@@ -89,7 +94,7 @@ class RunCheckpoints(ABC):
         began = time.perf_counter()
         self.finish()
         began, earlier = time.perf_counter(), time.perf_counter() - began
-        if wait or not self._settings.async_:
+        if wait or not self._settings.async_ or not self.overlaps:
             write, _ = self._prepare(background=False)
             outcome = self._write(write, step, consumed_samples)
             self._blocked = time.perf_counter() - began + earlier

@@ -31,7 +31,9 @@ class MaxTextBackend:
         )
 
     def native_schema(self) -> NativeSchema:
-        return NativeSchema(ENGINE, {})
+        from primus.backends.maxtext.schema import schema
+
+        return schema()
 
     def plan(
         self, experiment: Experiment, topology: Topology, data: PlannedData

@@ -36,6 +36,11 @@ class Checkpoints(RunCheckpoints):
         self._orbax = ocp.StandardCheckpointer()
         self._round = itertools.count()
 
+    @property
+    def overlaps(self) -> bool:
+        """Among several processes orbax talks over the devices, where its messages and training's would mix."""
+        return self.session.world_size == 1
+
     def _prepare(self, *, background: bool) -> tuple[Write, Future[None] | None]:
         state = {part: {name: v.get_value() for name, v in of.items()} for part, of in held(self._built.state).items()}
         if background:  # the next step gives the arrays' memory to the new ones

@@ -30,8 +30,7 @@ KEPT = """
     remat_policy parameter_memory_host_offload attention_out context decoder_layer_input key_proj mlpwi_0 mlpwi_1 mlpwo
     out_proj query_proj value_proj moe_mlpwi_0 moe_mlpwi_1 moe_mlpwo moe_routing_maps moe_x_sorted
 
-    data_sharding input_data_sharding_logical_axes logical_axis_rules logical_axis_rules_for_eval
-    override_logical_axis_rules shard_optimizer_over_data
+    input_data_sharding_logical_axes logical_axis_rules logical_axis_rules_for_eval override_logical_axis_rules
 
     *_quantization_calibration_method constant_bound_config logits_proj_quant_calibration_method quant_cfg_path
     quantization quantization_local_shard_count quantize_logits_proj quantize_router_proj replicate_quant_scale
@@ -104,12 +103,12 @@ PORTABLE = {
     "optimizer.schedule.name": "lr_schedule_type",
     "optimizer.schedule.warmup_steps": "warmup_steps_fraction",
     "optimizer.schedule.decay_steps": "learning_rate_schedule_steps wsd_decay_steps_fraction",
-    "parallel.data_shard": "*_fsdp_parallelism",
-    "parallel.data_replicate": "*_data_parallelism",
-    "parallel.tensor": "*_tensor_parallelism",
-    "parallel.pipeline": "*_pipeline_parallelism",
-    "parallel.context": "*_context_parallelism",
-    "parallel.expert": "*_expert_parallelism",
+    "parallel.data_shard": "ici_fsdp_parallelism dcn_fsdp_parallelism",
+    "parallel.data_replicate": "ici_data_parallelism dcn_data_parallelism",
+    "parallel.tensor": "ici_tensor_parallelism dcn_tensor_parallelism",
+    "parallel.pipeline": "ici_pipeline_parallelism dcn_pipeline_parallelism",
+    "parallel.context": "ici_context_parallelism dcn_context_parallelism",
+    "parallel.expert": "ici_expert_parallelism dcn_expert_parallelism",
     "precision": "dtype logits_dot_in_fp32 matmul_precision",
     "moe.balance": "routed_bias",
     "moe.aux_loss_coeff": "load_balance_loss_weight",
@@ -134,31 +133,33 @@ OMITTED = {
     "the loss is that of the numerics contract": """
         block_diffusion_* cast_logits_to_fp32 LogitsAndLoss moe_use_megatron_seq_aux_loss MTP training_objective
         quantize_mtp use_tunix_gradient_accumulation""",
-    "the optimizer and its schedule are those of the numerics contract": "AdamW DilocoParams Muon Optimizer use_qk_clip "
-    "qk_clip_threshold",
+    "the optimizer and its schedule are those of the numerics contract": """
+        AdamW DilocoParams Muon Optimizer qk_clip_threshold use_qk_clip""",
     "weights, gradients and moments are fp32: checkpoints hold them so": """
         grad_dtype mu_dtype unquantized_modules weight_block_size weight_dtype""",
     "nothing is random in a step": "dropout_rate enable_dropout use_random_routing",
     "the model's family says it": "Attention ModelArchitecture PositionalEmbedding Rope YarnRope mlp_bias",
-    "it makes another model": """
+    "it makes another model, or is read in one only": """
         AttentionIndexer CompressedAttention DeepSeekMoE Engram ManifoldConstrainedHyperConnections MlaAttention MoBa
         Qwen3Next engram first_num_hash_layers fuse_expert_scales inhomogeneous_layer_cycle_interval kv_wa_proj mla_*
-        moe_expert_input_dim query_wa_proj weight_sparsity_* indexer_cutoff_threshold csa_* force_q_layout""",
+        moe_expert_input_dim query_wa_proj weight_sparsity_* indexer_cutoff_threshold csa_* force_q_layout
+        merge_gating_gmm router_topk_matmul_vjp use_gather_mosaic_kernel use_manual_quantization""",
     "nothing under this name is computed in the layers that are used": "kv_proj mlpwi qkv_proj",
     "for images, video and sound": """
         AudioEncoder MultimodalGeneral VisionProjector VisionTower dtype_mm remat_policy_for_vit""",
     "samples come from the shared reader": """
         DatasetGeneral GrainDataset HfDataset MMapDataset OlmoGrainDataset TfdsDataset Tokenizer enable_data_shuffling
-        train_interleave_cycle_length train_shard_in_read""",
+        data_sharding train_interleave_cycle_length train_shard_in_read""",
     "checkpoints are written by Primus": "Checkpointing EmergencyCheckpointing OrbaxStorage",
     "processes are joined, watched and started anew by Primus": """
         ElasticTraining enable_single_controller jax_distributed_initialization_timeout num_slices
         skip_jax_distributed_system subslice_shape""",
     "the mesh is planned": """
-        Dcn* Ici* DcnParallelism IciParallelism HardwareAndMesh dense_fsdp_use_two_stage_all_gather
+        DcnParallelism IciParallelism HardwareAndMesh dense_fsdp_use_two_stage_all_gather
         moe_fsdp_use_two_stage_all_gather use_2d_fsdp_sharding""",
     "context parallelism is not offered yet": "context_parallel_* context_sharding ulysses_context_sharding",
     "pipelines are not offered yet": "PipelineParallelism",
+    "weights are not copied over devices yet": "shard_optimizer_over_data",
     "experts are not spread over devices yet": "MoEGeneral check_vma",
     "its step would not say the gradient's norm": "optimizer_memory_host_offload",
     "the loop is Primus's own": """
@@ -168,32 +169,50 @@ OMITTED = {
         GcpMonitoring Goodput ManagedMLDiagnostics Metrics Profiling RunInfo Tensorboard""",
     "XLA_FLAGS in env says it": "HloDump",
     "for TPUs": """
-        SplashAttention use_*_splash allow_split_physical_axes optimize_mesh_for_tpu_v6e MoEKernels ragged_*
-        moe_pin_sparse_core_* moe_*_sparse_core_id""",
+        SplashAttention use_*_splash allow_split_physical_axes optimize_mesh_for_tpu_v6e MoEKernels ragged_gather_*
+        ragged_sort_* moe_pin_sparse_core_* moe_*_sparse_core_id""",
     "it needs one process a device": "te_*",
     "for inference": """
         Decoding InferenceBenchmark InferenceGeneral InferenceLayout InferenceServer PrefixCaching VLLM
-        kv_quant_* quantize_kvcache sharding_strategy use_ragged_attention""",
+        kv_quant_* quantize_kvcache ragged_block_size sharding_strategy use_ragged_attention""",
     "for training after pre-training": "Distillation FineTuning dpo lora",
 }
 """Why fields have no effect here or would break a contract -> their names."""
 
-TYPES = {"logical_axis_rules": "list", "logical_axis_rules_for_eval": "list", "data_sharding": "list"}
+TYPES = {"logical_axis_rules": "list", "logical_axis_rules_for_eval": "list"}
 """Where MaxText leaves the type open."""
 
-CHOICES = {"attention": ("dot_product", "flash", "autoselected")}
-"""Where fewer values are allowed than MaxText takes: cuDNN's attention does not see where a document ends when samples
-come from outside, as here."""
+CHOICES = {
+    "attention": ["dot_product", "flash", "autoselected"],
+    "remat_policy": """
+        custom full minimal minimal_flash minimal_offloaded minimal_with_context
+        minimal_with_context_and_quantization minimal_with_quantization none qkv_proj_offloaded save_dot_except_mlp
+        save_dot_except_mlpwi save_dot_with_context_except_mlp save_out_proj save_qkv_proj""".split(),
+}
+"""Where MaxText leaves the values open, or fewer are allowed than it takes: cuDNN's attention does not see where a
+document ends when samples do not come from MaxText's own readers."""
 
 WITHOUT = {"quantization": ("serve_fp8_weight",)}
 """Values of an enumeration that are for inference."""
 
-OUR_DEFAULTS = {"attention": "dot_product", "logical_axis_rules": []}
-"""Where this backend itself starts from another value than MaxText."""
+OUR_DEFAULTS = {
+    "attention": "dot_product",
+    "constant_bound_config": [],
+    "logical_axis_rules": [],
+    "remat_policy": "minimal",
+}
+"""Where this backend itself starts from another value than MaxText, or MaxText writes its value otherwise."""
 
 OUR_WORDS = {
-    "logical_axis_rules": "Which mesh axes a named dimension is split over; takes the place of MaxText's rule for that name.",
+    "attention": "Kernel that computes attention; flash only on GPUs.",
+    "capacity_factor": "Room of an expert, in shares of an even load, beyond which tokens are dropped; negative: nothing is.",
+    "logical_axis_rules": "Mesh axes that a named dimension is split over, in place of MaxText's rule for that name.",
+    "override_logical_axis_rules": "No rule holds but those in logical_axis_rules.",
+    "quantization": "How the factors of the layers' matrix products are quantized.",
+    "remat_policy": "What the backward pass computes anew, more finely than recompute; custom: as the single keys say.",
+    "use_iota_embed": "Look embeddings up by a product with one-hot rows.",
 }
+"""Where MaxText's first sentence does not say what a reader needs."""
 
 
 def fields() -> dict[str, tuple[str, Any]]:

@@ -89,13 +89,12 @@ def architecture(model: Model) -> dict[str, Any]:
 
 
 def _mesh(topology: Topology) -> dict[str, int]:
-    """Devices of a process are joined by ``ici`` axes, processes by ``dcn`` axes: shards of the data, or copies."""
+    """MaxText knows devices within a slice (``ici``) and between slices (``dcn``); outside TPU pods there is one."""
     return {
         "ici_data_parallelism": 1,
-        "ici_fsdp_parallelism": topology.nproc_per_node // topology.tensor,
+        "ici_fsdp_parallelism": topology.data_shard,
         "ici_tensor_parallelism": topology.tensor,
         "dcn_data_parallelism": 1,
-        "dcn_fsdp_parallelism": topology.nnodes,
     }
 
 
