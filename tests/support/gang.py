@@ -82,13 +82,20 @@ GRACE_SECONDS = 20
 
 
 def run_gang(
-    cases: Sequence[Case], world: int, directory: Path, *, measured: bool = False, overlay: Path | None = None
+    cases: Sequence[Case],
+    world: int,
+    directory: Path,
+    *,
+    measured: bool = False,
+    overlay: Path | None = None,
+    python: str = sys.executable,
 ) -> dict[str, Ran]:
     """Run `cases` in order in `world` processes; their output is in DIRECTORY/rank-R.log.
 
     This process holds the store that the ranks of each case meet at, as torchrun's agent does: a port that was only
     looked up could be taken by a connection of an earlier case. measured: for coverage, at a third of the speed less.
-    overlay: a directory of packages that come before those of this Python.
+    overlay: a directory of packages that come before those of this Python. python: another one, of an engine that has
+    its own environment; the variables that the first plan asks for are set in it.
     """
     from torch.distributed import TCPStore
 
@@ -107,11 +114,12 @@ def run_gang(
         with (directory / f"rank-{rank}.log").open("w", encoding="utf-8") as log:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, __file__, str(spec)],
+                    [python, __file__, str(spec)],
                     env={
                         **variables,
                         **environment(rank, world, overlay=overlay),
                         "TORCHELASTIC_USE_AGENT_STORE": "True",
+                        **({} if python == sys.executable else cases[0].plan.env),
                     },
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -235,8 +243,6 @@ def _prepare(action: str, path: str, source: str = "") -> None:
 
 
 def main(spec: Path) -> None:
-    import torch
-
     faulthandler.enable()
     for entry in json.loads(spec.read_text(encoding="utf-8")):
         faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
@@ -244,7 +250,8 @@ def main(spec: Path) -> None:
         path = spec.parent / f"{entry['name']}-{os.environ['RANK']}.json"
         path.write_text(json.dumps(answer), encoding="utf-8")
         gc.collect()
-        torch._dynamo.reset()
+        if "torch" in sys.modules:
+            sys.modules["torch"]._dynamo.reset()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ more exact word wins.
 from __future__ import annotations
 
 import enum
+import inspect
 import os
 import re
 from collections.abc import Iterator
@@ -27,17 +28,10 @@ KEPT = """
     activations_in_float32 attention debug_sharding float32_logits float32_qk_product jax_cache_dir
     jax_debug_log_modules log_config num_vocab_tiling use_iota_embed vocab_tiling_ag_once
 
-    remat_policy parameter_memory_host_offload attention_out context decoder_layer_input key_proj mlpwi_0 mlpwi_1 mlpwo
-    out_proj query_proj value_proj moe_mlpwi_0 moe_mlpwi_1 moe_mlpwo moe_routing_maps moe_x_sorted
+    remat_policy attention_out context decoder_layer_input key_proj mlpwi_0 mlpwi_1 mlpwo
+    out_proj query_proj value_proj
 
     input_data_sharding_logical_axes logical_axis_rules logical_axis_rules_for_eval override_logical_axis_rules
-
-    *_quantization_calibration_method constant_bound_config logits_proj_quant_calibration_method quant_cfg_path
-    quantization quantization_local_shard_count quantize_logits_proj quantize_router_proj replicate_quant_scale
-    use_qwix_quantization
-
-    *w?_tile_* capacity_factor float32_gate_logits float32_weight_sum megablox sparse_matmul use_custom_sort_vjp
-    use_tokamax_gmm
 """
 """Fields that an experiment may set: more than these the code that this backend runs does not read, or they would
 change what an experiment promises."""
@@ -125,6 +119,12 @@ PORTABLE = {
 """Portable key -> fields that it sets, or would: setting one is an error that points at the portable key."""
 
 OMITTED = {
+    "mixtures are not trained with it yet": """
+        *w?_tile_* capacity_factor float32_gate_logits float32_weight_sum megablox moe_mlpwi_0 moe_mlpwi_1 moe_mlpwo
+        moe_routing_maps moe_x_sorted sparse_matmul use_custom_sort_vjp use_tokamax_gmm""",
+    "training in eight bits is not mapped yet": """
+        *_quantization_calibration_method constant_bound_config quant_cfg_path quantization
+        quantization_local_shard_count quantize_router_proj replicate_quant_scale use_qwix_quantization""",
     "MaxText derives it from the others": "DerivedValues global_parameter_scale",
     "the portable keys say each dimension": "base_config model_name override_model_config use_m3_model",
     "weights are described, and start, as the numerics contract says": """
@@ -137,6 +137,7 @@ OMITTED = {
         AdamW DilocoParams Muon Optimizer qk_clip_threshold use_qk_clip""",
     "weights, gradients and moments are fp32: checkpoints hold them so": """
         grad_dtype mu_dtype unquantized_modules weight_block_size weight_dtype""",
+    "precision keeps the logits' product in fp32": "logits_proj_quant_calibration_method quantize_logits_proj",
     "nothing is random in a step": "dropout_rate enable_dropout use_random_routing",
     "the model's family says it": "Attention ModelArchitecture PositionalEmbedding Rope YarnRope mlp_bias",
     "it makes another model, or is read in one only": """
@@ -161,7 +162,8 @@ OMITTED = {
     "pipelines are not offered yet": "PipelineParallelism",
     "weights are not copied over devices yet": "shard_optimizer_over_data",
     "experts are not spread over devices yet": "MoEGeneral check_vma",
-    "its step would not say the gradient's norm": "optimizer_memory_host_offload",
+    "its step does not say the gradient's norm": "optimizer_memory_host_offload",
+    "its step does not run on a CPU, and was not tried elsewhere": "parameter_memory_host_offload",
     "the loop is Primus's own": """
         AOT DevelopmentAndDebugging TrainingLoop compile_xla_flags internal_compile* sharding_tolerance
         remove_size_one_mesh_axis_from_type shardy""",
@@ -171,7 +173,7 @@ OMITTED = {
     "for TPUs": """
         SplashAttention use_*_splash allow_split_physical_axes optimize_mesh_for_tpu_v6e MoEKernels ragged_gather_*
         ragged_sort_* moe_pin_sparse_core_* moe_*_sparse_core_id""",
-    "it needs one process a device": "te_*",
+    "it needs TransformerEngine, which the environment lacks": "te_*",
     "for inference": """
         Decoding InferenceBenchmark InferenceGeneral InferenceLayout InferenceServer PrefixCaching VLLM
         kv_quant_* quantize_kvcache ragged_block_size sharding_strategy use_ragged_attention""",
@@ -183,17 +185,17 @@ TYPES = {"logical_axis_rules": "list", "logical_axis_rules_for_eval": "list"}
 """Where MaxText leaves the type open."""
 
 CHOICES = {
-    "attention": ["dot_product", "flash", "autoselected"],
+    "attention": "dot_product flash autoselected",
     "remat_policy": """
         custom full minimal minimal_flash minimal_offloaded minimal_with_context
         minimal_with_context_and_quantization minimal_with_quantization none qkv_proj_offloaded save_dot_except_mlp
-        save_dot_except_mlpwi save_dot_with_context_except_mlp save_out_proj save_qkv_proj""".split(),
+        save_dot_except_mlpwi save_dot_with_context_except_mlp save_out_proj save_qkv_proj""",
 }
 """Where MaxText leaves the values open, or fewer are allowed than it takes: cuDNN's attention does not see where a
 document ends when samples do not come from MaxText's own readers."""
 
-WITHOUT = {"quantization": ("serve_fp8_weight",)}
-"""Values of an enumeration that are for inference."""
+WITHOUT = {"quantization": ("serve_", "te_")}
+"""How values of an enumeration begin that are for inference, or need a library that the environment lacks."""
 
 OUR_DEFAULTS = {
     "attention": "dot_product",
@@ -205,7 +207,7 @@ OUR_DEFAULTS = {
 
 OUR_WORDS = {
     "attention": "Kernel that computes attention; flash only on GPUs.",
-    "capacity_factor": "Room of an expert, in shares of an even load, beyond which tokens are dropped; negative: nothing is.",
+    "capacity_factor": "Tokens that an expert takes, in shares of an even load; it drops the others; negative: all.",
     "logical_axis_rules": "Mesh axes that a named dimension is split over, in place of MaxText's rule for that name.",
     "override_logical_axis_rules": "No rule holds but those in logical_axis_rules.",
     "quantization": "How the factors of the layers' matrix products are quantized.",
@@ -221,7 +223,7 @@ def fields() -> dict[str, tuple[str, Any]]:
 
     classes: dict[str, str] = {}
     for cls in reversed(MaxTextConfig.__mro__):
-        for name in cls.__dict__.get("__annotations__", {}):
+        for name in inspect.get_annotations(cls):
             classes.setdefault(name, cls.__name__)
     return {name: (classes[name], field) for name, field in sorted(MaxTextConfig.model_fields.items())}
 
@@ -257,8 +259,12 @@ def keys() -> dict[str, dict[str, Any]]:
 
 def _key(name: str, field: Any, default: Any) -> dict[str, Any]:
     default = default.value if isinstance(default, enum.Enum) else default
-    allowed = CHOICES.get(name) or [one for one in _choices(field.annotation) if one not in WITHOUT.get(name, ())]
-    more = {"choices": list(allowed), "description": OUR_WORDS.get(name) or _shortened(field.description or "")}
+    allowed = (
+        CHOICES[name].split()
+        if name in CHOICES
+        else [one for one in _choices(field.annotation) if not one.startswith(WITHOUT.get(name, ()))]
+    )
+    more = {"choices": allowed, "description": OUR_WORDS.get(name) or _shortened(field.description or "")}
     return {
         "type": TYPES.get(name) or _type(field.annotation),
         "default": OUR_DEFAULTS.get(name, None if default == "None" else default),

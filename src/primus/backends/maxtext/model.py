@@ -20,6 +20,7 @@ from maxtext.utils import maxtext_utils, model_creation_utils, sharding, train_u
 from primus.backends.start import huggingface_values, random_values
 from primus.checkpoints.weights import Values, Weight, regions
 from primus.errors import EnvironmentFault
+from primus.home import primus_home
 from primus.numerics.schedule import learning_rate
 from primus.plan.plan import Plan
 
@@ -72,7 +73,14 @@ def build(plan: Plan) -> Built:
 def configuration(plan: Plan) -> Any:
     """MaxText's own configuration object. Raises EnvironmentFault with MaxText's reason when it refuses."""
     base = os.path.join(os.path.dirname(pyconfig.__file__), "base.yml")
-    given = {"run_name": plan.experiment.name, "base_output_directory": plan.run_directory, **plan.native}
+    for name in [name for name in os.environ if name.startswith("M_")]:
+        del os.environ[name]  # MaxText would take these over its own defaults
+    given = {
+        "jax_cache_dir": str(primus_home() / "jax"),
+        "run_name": plan.experiment.name,
+        "base_output_directory": plan.run_directory,
+        **plan.native,
+    }
     try:
         return pyconfig.initialize(["primus", base], **given)
     except (Exception, SystemExit) as error:

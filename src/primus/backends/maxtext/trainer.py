@@ -95,10 +95,17 @@ class Trainer:
                     tokens=tokens,
                     seconds=seconds,
                     memory_bytes=_memory(),
-                    mfu=None,
+                    mfu=self._mfu(tokens / seconds),
                 )
             )
         return self._anyone(self.session.stop_requested())
+
+    def _mfu(self, tokens_per_second: float) -> float | None:
+        hardware = self.plan.experiment.hardware
+        peak = hardware.peak_tflops.get(self.plan.experiment.precision)
+        if peak is None:
+            return None
+        return self.plan.flops_per_token * tokens_per_second / (peak * 1e12 * self.plan.topology.world_size)
 
     def _anyone(self, value: bool) -> bool:
         if self.session.world_size == 1:

@@ -14,12 +14,25 @@ from primus.plan.plan import PlannedData, Topology
 BLOCKS = {"llama": "qwen2", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Family -> which of MaxText's decoder layers computes it. MaxText's own llama2 folds the scale of the scores into the
 query projection, which then learns at another pace; its qwen2 without biases is exactly Llama."""
+REMATERIALIZED = (
+    "attention_out",
+    "context",
+    "decoder_layer_input",
+    "key_proj",
+    "mlpwi_0",
+    "mlpwi_1",
+    "mlpwo",
+    "out_proj",
+    "query_proj",
+    "value_proj",
+)
+"""MaxText's keys that say of one kind of activation whether it is kept."""
 REMAT = {"none": "minimal", "selective": "save_qkv_proj", "full": "full"}
 
 
 def native_config(experiment: Experiment, topology: Topology, data: PlannedData) -> NativeConfig:
     """MaxText's configuration for `experiment`. Raises PlanError naming everything that cannot be honoured."""
-    problems = list(_problems(experiment, topology, data))
+    problems = list(_problems(experiment, topology))
     if problems:
         raise PlanError(problems=problems)
     train = experiment.train
@@ -98,10 +111,21 @@ def _mesh(topology: Topology) -> dict[str, int]:
     }
 
 
-def _problems(experiment: Experiment, topology: Topology, data: PlannedData) -> Iterator[Problem]:
+def _problems(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
     if experiment.model.rope_scaling is not None:
-        yield Problem("model.rope_scaling", "MaxText's own scaling of rotary embeddings differs from Hugging Face's")
-    if topology.data_replicate > 1:
-        yield Problem("parallel.data_replicate", "not mapped yet", "parallel.data_shard")
+        message = "MaxText scales rotary embeddings in other ways than Hugging Face"
+        yield Problem("model.rope_scaling", message, "remove it, or use another backend")
+    if experiment.model.tie_word_embeddings:
+        message = "MaxText multiplies by a tied embedding in bf16, whatever the precision"
+        yield Problem("model.tie_word_embeddings", message, "model.tie_word_embeddings: false, or another backend")
+    own = experiment.native.get("maxtext", {})
+    if own.get("attention") == "flash" and experiment.hardware.device == "cpu":
+        yield Problem("maxtext.attention", "flash attention needs an accelerator", "dot_product, or remove it")
+    if "remat_policy" in own and experiment.recompute != "none":
+        yield Problem("maxtext.remat_policy", "recompute says the same more coarsely", "recompute: none, or remove it")
+    fine = [f"maxtext.{key}" for key in REMATERIALIZED if key in own]
+    if fine and own.get("remat_policy") != "custom":
+        yield Problem(fine[0], "it counts with a policy of one's own only", "maxtext.remat_policy: custom")
     if topology.nproc_per_node % topology.tensor:
-        yield Problem("parallel.tensor", "tensor parallelism stays within a node's devices")
+        message = f"{topology.tensor} does not divide the {topology.nproc_per_node} devices of a node"
+        yield Problem("parallel.tensor", message, "a divisor of --nproc")
