@@ -88,7 +88,6 @@ def test_keys_carry_what_a_reader_needs() -> None:
     assert found.keys["attention"].default == "dot_product"
     assert found.keys["context"].choices == ("remat", "device", "offload")
     assert found.keys["jax_cache_dir"].type == "str | null"
-    assert found.keys["wi_tile_fwd_batch_seq"].default == 512
     assert all(key.description for key in found.keys.values())
 
 
