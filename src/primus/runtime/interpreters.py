@@ -37,11 +37,15 @@ def find(minimum: tuple[int, int]) -> str | None:
 
 
 def _candidates(minimum: tuple[int, int]) -> Iterator[str]:
-    """Where a Python of at least `minimum` is: on PATH, or where pyenv and uv keep theirs; the oldest first."""
-    pyenv = Path(os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"), "versions")
-    uv = Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or os.path.expanduser("~/.local/share/uv/python"))
+    """Where a Python of at least `minimum` is: on PATH, beside this one, or where pyenv and uv keep theirs; the oldest
+    first."""
+    keepers = (
+        Path(sys.base_prefix).parent,  # each version has a directory of its own there, if this one has
+        Path(os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"), "versions"),
+        Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or os.path.expanduser("~/.local/share/uv/python")),
+    )
     for minor in range(minimum[1], NEWEST + 1):
         if on_path := which(f"python3.{minor}"):
             yield on_path
-        for kept in (pyenv.glob(f"3.{minor}*/bin/python3"), uv.glob(f"cpython-3.{minor}*/bin/python3")):
-            yield from map(str, sorted(kept))
+        for keeper in keepers:
+            yield from map(str, sorted(keeper.glob(f"*3.{minor}.*/bin/python3")))
