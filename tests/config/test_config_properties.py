@@ -8,7 +8,7 @@ import string
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from primus.config import emit
@@ -63,6 +63,9 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 @QUICK
 @given(trees, trees, trees)
+@example({"a": {}}, {"a": {}}, {"a": None})
+@example({"a": {"x": 1}}, {"a": {"x": 2, "y": 3}}, {"a": None})
+@example({"a": {"x": 1}}, {"a": None}, {"a": {}})
 def test_merging_is_associative(first: Any, second: Any, third: Any) -> None:
     a, b, c = node(first), node(second), node(third)
     left, right = merge(merge(a, b), c), merge(a, merge(b, c))

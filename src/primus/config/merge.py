@@ -11,14 +11,14 @@ def merge(lower: Node, upper: Node) -> Node:
 
     Associative. A ``null`` replaces like any other value; what it stands for (the default) is decided after merging.
     """
-    if not (isinstance(lower.value, dict) and isinstance(upper.value, dict)):
-        return upper if upper is lower else _over(upper, lower)
+    if not (isinstance(lower.value, dict) and isinstance(upper.value, dict)) or upper.replaced is not None:
+        return upper if upper is lower else _over(upper, lower)  # a map that replaced a value hides what was below it
     entries = dict(lower.value)
     for key, entry in upper.value.items():
         below = entries.get(key)
         # the key of a section shared by both is the upper one's: an error points at what was written last
         entries[key] = Entry(entry.key, merge(below.node, entry.node)) if below else entry
-    return upper._replace(value=entries)
+    return upper._replace(value=entries, replaced=lower.replaced)
 
 
 def _over(upper: Node, lower: Node) -> Node:
@@ -32,6 +32,9 @@ def _over(upper: Node, lower: Node) -> Node:
             node = node.replaced
     below: Node | None = None
     for node in reversed(layers.values()):
-        below = node._replace(replaced=below)
+        if below is not None and isinstance(node.value, dict) and isinstance(below.value, dict):
+            below = merge(below, node._replace(replaced=None))  # as if these two had been merged first
+        else:
+            below = node._replace(replaced=below)
     assert below is not None
     return below
