@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,16 @@ class NativeSchema:
 
     engine: dict[str, str]
     keys: dict[str, NativeKey]
+
+    @classmethod
+    def from_json(cls, text: str) -> NativeSchema:
+        """From what a backend's ``generate_schema`` wrote."""
+        snapshot = json.loads(text)
+        keys = {
+            name: NativeKey(**{**key, "choices": tuple(key.get("choices", ()))})
+            for name, key in snapshot["keys"].items()
+        }
+        return cls(snapshot["engine"], keys)
 
 
 @dataclass(frozen=True)

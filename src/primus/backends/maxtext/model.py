@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -100,8 +101,6 @@ def held(state: Any) -> dict[str, dict[str, Any]]:
 
 def begin(built: Built, plan: Plan, weights: list[Weight]) -> None:
     """Put the weights that training starts from into the parameters, each device its part."""
-    from pathlib import Path
-
     model, here = plan.experiment.model, held(built.state)["weights"]
     known = {weight.native: weight for weight in weights}
     if here.keys() != known.keys():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 
-from primus.backends.base import NativeKey, NativeSchema
+from primus.backends.base import NativeSchema
 
 VERSIONS = {(3, 11): "0.16.1", (3, 12): "0.19.2"}
 """Python -> megatron-core that the lock has for it: from 0.17 on it wants Python 3.12."""
@@ -41,8 +40,4 @@ def described_schema() -> NativeSchema:
 
 @cache
 def _read(engine: str) -> NativeSchema:
-    snapshot = json.loads((files(__package__) / snapshot_name(engine)).read_text(encoding="utf-8"))
-    keys = {
-        name: NativeKey(**{**key, "choices": tuple(key.get("choices", ()))}) for name, key in snapshot["keys"].items()
-    }
-    return NativeSchema(snapshot["engine"], keys)
+    return NativeSchema.from_json((files(__package__) / snapshot_name(engine)).read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 from primus.backends.base import (
     Capabilities,
     NativeConfig,
-    NativeKey,
     NativeSchema,
     Processes,
     Progress,
@@ -82,11 +80,7 @@ class TorchTitanBackend:
 
 @cache
 def _schema() -> NativeSchema:
-    snapshot = json.loads((files(__package__) / "native_schema.json").read_text(encoding="utf-8"))
-    keys = {
-        name: NativeKey(**{**key, "choices": tuple(key.get("choices", ()))}) for name, key in snapshot["keys"].items()
-    }
-    return NativeSchema(snapshot["engine"], keys)
+    return NativeSchema.from_json((files(__package__) / "native_schema.json").read_text(encoding="utf-8"))
 
 
 if TYPE_CHECKING:
