@@ -42,10 +42,7 @@ class MaxTextBackend:
 
         env = {"DECOUPLE_GCLOUD": "TRUE"}
         if experiment.hardware.device == "cpu":
-            env |= {
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={topology.nproc_per_node}",
-            }
+            env["JAX_PLATFORMS"] = "cpu"
         return native_config(experiment, topology, data), env, ()
 
     def run(self, plan: Plan, session: Session) -> Result:

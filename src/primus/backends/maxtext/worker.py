@@ -12,8 +12,11 @@ def run(plan: Plan, session: Session) -> Result:
     """Train this process's part of `plan`."""
     import jax
 
+    on_cpu, devices = plan.experiment.hardware.device == "cpu", plan.topology.nproc_per_node
+    if on_cpu and jax.config.jax_num_cpu_devices != devices:  # it must not change while JAX has devices
+        jax.config.update("jax_num_cpu_devices", devices)
     if session.world_size > 1:
-        if plan.experiment.hardware.device == "cpu":
+        if on_cpu:
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         jax.distributed.initialize(meeting, session.world_size, session.rank)
