@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import reference
 from gang import Case, Ran, run_gang
 from tiny import QWEN2, QWEN3, make, make_dataset
 
+from primus.checkpoints import store
 from primus.plan.plan import Plan
 from primus.runtime.environments import provide
 
@@ -28,6 +31,7 @@ ONE: dict[str, dict[str, Any]] = {
     "masked": {"masked": True},
     "validated": {"data__validation": 0.05, "eval__interval": 5, "eval__steps": 2},
     "saved": {"checkpoint__interval": 5},
+    "profiled": {"profile__steps": [3, 4]},
 }
 WITHIN = {"data__document_attention": "within", "train__seq_length": 128}
 # Flags of one's own take nothing from the devices: those of the first case hold for all of them.
@@ -54,7 +58,7 @@ def dataset(root: Path) -> Path:
 
 
 def plan_of(root: Path, name: str, dataset: Path, **options: Any) -> Plan:
-    return make(root / name, dataset, backend="maxtext", **SLOW, **options)
+    return make(root / name, dataset, backend="maxtext", **SLOW | options)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,8 @@ def one(python: str, root: Path, dataset: Path) -> dict[str, Ran]:
     cases = [Case(name, plan_of(root, name, dataset, **options)) for name, options in ONE.items()]
     stopped = plan_of(root, "broken", dataset, checkpoint__interval=5)
     cases.append(Case("within", plan_of(root, "within", dataset, **WITHIN)))
+    diverging = plan_of(root, "diverging", dataset, checkpoint__interval=1, optimizer__lr=1e30)
+    cases.append(Case("diverging", diverging))
     cases += [Case("broken", stopped, stop=(0, 7)), Case("resumed", stopped, attempt=2)]
     return run_gang(cases, 1, root / "one", python=python)
 
@@ -122,3 +128,22 @@ def test_validation_is_the_mean_over_the_split(one: dict[str, Ran]) -> None:
     found = one["validated"].ended().of("eval_done")
     assert [event["step"] for event in found] == [0, 5, 10]
     assert found[-1]["loss"] < found[0]["loss"]
+
+
+def test_a_trace_is_written(one: dict[str, Ran], root: Path) -> None:
+    (notice,) = one["profiled"].ended().of("notice")
+    (path,) = (root / "profiled" / "attempts" / "1" / "profile").iterdir()
+    assert path.name == "rank-0-steps-3-4.json.gz"
+    assert str(path) in notice["message"]
+    names = {event.get("name", "") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]}
+    assert any("train_step" in name for name in names)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(one: dict[str, Ran], root: Path) -> None:
+    """Its step is not saved, though MaxText has made it."""
+    (error,) = one["diverging"].errors
+    assert "TrainingError" in error
+    assert "what it made is not saved" in error
+    failed = max(one["diverging"].losses) + 1
+    assert f"step {failed}: " in error
+    assert max(info.step for info in store.complete(root / "diverging")) < failed

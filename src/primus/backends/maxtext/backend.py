@@ -27,7 +27,6 @@ class MaxTextBackend:
             model_types=frozenset({"llama", "qwen2", "qwen3"}),
             parallel_axes=frozenset({"data_shard", "tensor"}),
             precisions={kind: frozenset({"fp32", "bf16"}) for kind in ("cpu", "cuda", "rocm")},
-            unsupported={"profile": "traces are not written yet"},
         )
 
     def native_schema(self) -> NativeSchema:

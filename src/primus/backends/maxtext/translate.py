@@ -118,6 +118,10 @@ def _problems(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
     if experiment.model.tie_word_embeddings:
         message = "MaxText multiplies by a tied embedding in bf16, whatever the precision"
         yield Problem("model.tie_word_embeddings", message, "model.tie_word_embeddings: false, or another backend")
+    if experiment.profile and max(experiment.profile.ranks) >= topology.nnodes:
+        there = "is one" if topology.nnodes == 1 else f"are {topology.nnodes}"
+        message = f"a trace is of a node with all its devices, and there {there}"
+        yield Problem("profile.ranks", message, "0" if topology.nnodes == 1 else f"0 to {topology.nnodes - 1}")
     own = experiment.native.get("maxtext", {})
     if own.get("attention") == "flash" and experiment.hardware.device == "cpu":
         yield Problem("maxtext.attention", "flash attention needs an accelerator", "dot_product, or remove it")

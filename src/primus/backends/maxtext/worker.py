@@ -21,6 +21,7 @@ def run(plan: Plan, session: Session) -> Result:
         meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         jax.distributed.initialize(meeting, session.world_size, session.rank)
 
+    from primus.backends.loop import Loop
     from primus.backends.maxtext.trainer import Trainer
 
-    return Trainer(plan, session).run()
+    return Loop(plan, session, Trainer(plan, session)).run()

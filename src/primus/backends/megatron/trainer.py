@@ -30,7 +30,7 @@ from primus.plan.plan import Plan
 
 
 class Trainer:
-    """One rank of a run, as ``pytorch.loop.Engine``. Builds model and optimizer."""
+    """One rank of a run, as ``pytorch.steps.TorchEngine``. Builds model and optimizer."""
 
     title = "Megatron"
 

@@ -1,37 +1,13 @@
-"""The devices of this node: what they are called, how much they have, whether they are the planned ones."""
+"""The devices of this node: whether they are the planned ones."""
 
 from __future__ import annotations
 
 import os
-import platform
-import resource
 
 from primus.backends.base import Session
 from primus.errors import EnvironmentFault
 from primus.events.types import Notice
 from primus.plan.plan import Plan
-
-
-def cpu_name() -> str:
-    """Model name of this machine's processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor() or "cpu"
-    return platform.processor() or "cpu"
-
-
-def peak_resident_bytes() -> int:
-    """Largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_devices(plan: Plan, session: Session) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from primus.backends.base import Session
-from primus.backends.pytorch.devices import peak_resident_bytes
-from primus.events.types import StepDone
-from primus.plan.plan import Plan
+from primus.backends.loop import Readings
+from primus.backends.machine import peak_resident_bytes
 
 
 def plain(loss: torch.Tensor) -> torch.Tensor:
@@ -21,30 +19,12 @@ def plain(loss: torch.Tensor) -> torch.Tensor:
     return loss.to_local() if isinstance(loss, DTensor) else loss
 
 
-@dataclass(frozen=True)
-class Readings:
-    """One step, the same on every rank. unfinite_ranks: ranks whose own part of the loss is NaN or infinite;
-    memory_bytes: of the fullest device; stop: some rank was asked to stop."""
-
-    loss: float
-    grad_norm: float
-    memory_bytes: int
-    unfinite_ranks: tuple[int, ...]
-    stop: bool
-
-
 class Meter:
-    """Measures steps and reports them. counts: this rank's loss is part of the global loss (it is on the last pipeline
-    stage and first among its tensor-parallel ranks, which all hold the same)."""
+    """counts: this rank's loss is part of the global loss (it is on the last pipeline stage and first among its
+    tensor-parallel ranks, which all hold the same)."""
 
-    def __init__(self, plan: Plan, session: Session, device: torch.device, counts: bool) -> None:
-        self._plan, self._session, self._device, self._counts = plan, session, device, counts
-        self.reports = session.rank == 0
-        """Whether this rank emits the steps. Every rank knows the figures; the sinks listen to rank 0."""
-        peak = plan.experiment.hardware.peak_tflops.get(plan.experiment.precision)
-        self._flops = None if peak is None else peak * 1e12 * session.world_size
-        train = plan.experiment.train
-        self._tokens = train.global_batch_size * train.seq_length
+    def __init__(self, session: Session, device: torch.device, counts: bool) -> None:
+        self._session, self._device, self._counts = session, device, counts
 
     def read(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> Readings:
         """loss: this rank's share of the global mean loss; grad_norm: global already. Waits for the device."""
@@ -59,23 +39,6 @@ class Meter:
             memory_bytes=int(max(row[1] for row in world)),
             unfinite_ranks=tuple(rank for rank, row in enumerate(world) if not math.isfinite(row[0])),
             stop=any(row[2] for row in world),
-        )
-
-    def report(self, step: int, readings: Readings, lr: float, seconds: float) -> None:
-        if not self.reports:
-            return
-        mfu = None if self._flops is None else self._plan.flops_per_token * self._tokens / seconds / self._flops
-        self._session.emit(
-            StepDone(
-                step=step,
-                loss=readings.loss,
-                grad_norm=readings.grad_norm,
-                lr=lr,
-                tokens=self._tokens,
-                seconds=seconds,
-                memory_bytes=readings.memory_bytes,
-                mfu=mfu,
-            )
         )
 
     def total(self, values: list[float]) -> list[float]:

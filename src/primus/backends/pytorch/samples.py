@@ -14,15 +14,11 @@ Microbatch = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 
 class TrainingSamples:
-    """Microbatches of one data-parallel rank: of each global batch, positions [r*G/dp, (r+1)*G/dp) in order.
-
-    Its only state is `consumed`, the samples that all ranks together have used up; it is the trainer's to save.
-    """
+    """Microbatches of one data-parallel rank: of each global batch, positions [r*G/dp, (r+1)*G/dp) in order."""
 
     def __init__(self, reader: SampleReader, batch: int, micro: int, *, dp_rank: int, dp_size: int) -> None:
         self.reader = reader
         self.dp_rank = dp_rank
-        self.consumed = 0
         self._share = batch // dp_size
         self._first = dp_rank * self._share
         self._micro = micro

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from primus.backends.pytorch.devices import available_cores
+from primus.backends.machine import available_cores
 from primus.checkpoints.weights import BLOCK, Values, Weight, regions
 from primus.errors import CheckpointError
 

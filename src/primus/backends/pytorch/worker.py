@@ -9,25 +9,21 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from primus.backends.base import Result, Session
+from primus.backends.loop import Loop
 from primus.backends.pytorch.devices import check_devices
-from primus.backends.pytorch.loop import Engine, Loop
+from primus.backends.pytorch.steps import Steps, TorchEngine
 from primus.plan.plan import Plan
 
 
-def train(plan: Plan, session: Session, build: Callable[[], Engine], disconnect: Callable[[], None]) -> Result:
+def train(plan: Plan, session: Session, build: Callable[[], TorchEngine], disconnect: Callable[[], None]) -> Result:
     """Train this rank's part of `plan`. build: joins the process groups and makes the engine; disconnect: leaves the
     groups. Raises EnvironmentFault when a device is not as planned."""
     check_devices(plan, session)
     # engines log to the root logger; the launcher keeps each rank's output
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    engine = None
     try:
-        engine = build()
-        result = Loop(plan, session, engine).run()
-        engine.close()
+        result = Loop(plan, session, Steps(plan, session, build())).run()
     except BaseException:
-        if engine is not None:
-            engine.checkpoints.abandon()
         if plan.experiment.hardware.device == "cpu" and dist.is_initialized():
             disconnect()  # on an accelerator this may wait for ranks that are gone
         raise

@@ -33,15 +33,11 @@ class SampleLoader(TrainingSamples, BaseDataLoader):
         snapshot_every_n_steps: int | None = None,
     ) -> None:
         assert config._plan is not None
-        self._batch = config._plan.experiment.train.global_batch_size
-        super().__init__(
-            open_training(config._plan), self._batch, local_batch_size, dp_rank=dp_rank, dp_size=dp_world_size
-        )
+        batch = config._plan.experiment.train.global_batch_size
+        super().__init__(open_training(config._plan), batch, local_batch_size, dp_rank=dp_rank, dp_size=dp_world_size)
 
     def __iter__(self) -> Iterator[Microbatch]:
-        while True:
-            yield from self.step(self.consumed)
-            self.consumed += self._batch
+        raise NotImplementedError("the loop asks for one step after another")
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from primus.backends.pytorch.devices import cpu_name, peak_resident_bytes
+from primus.backends.machine import cpu_name, peak_resident_bytes
 
 
 class CpuDevice(types.ModuleType):

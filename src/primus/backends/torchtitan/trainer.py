@@ -27,7 +27,7 @@ from primus.plan.plan import Plan
 
 
 class PrimusTrainer(Trainer):
-    """One rank of a run, as ``pytorch.loop.Engine``. Its Config builds model, optimizer and meshes as TorchTitan
+    """One rank of a run, as ``pytorch.steps.TorchEngine``. Its Config builds model, optimizer and meshes as TorchTitan
     does."""
 
     title = "TorchTitan"
