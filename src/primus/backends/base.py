@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from primus.config.experiment import Experiment
 from primus.events.types import Event
@@ -48,12 +48,21 @@ class NativeKey:
     portable: str | None = None
 
 
+class Omitted(NamedTuple):
+    """A key of the engine's own that is not offered. default: what the engine has it at, also here."""
+
+    reason: str
+    default: Any
+
+
 @dataclass(frozen=True)
 class NativeSchema:
-    """Snapshot of the engine's configuration: dotted key -> NativeKey, for exactly these package versions."""
+    """Snapshot of the engine's configuration: dotted key -> NativeKey, for exactly these package versions. omitted:
+    keys of the engine that an experiment may not set; a snapshot need not name them."""
 
     engine: dict[str, str]
     keys: dict[str, NativeKey]
+    omitted: dict[str, Omitted] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, text: str) -> NativeSchema:
@@ -63,7 +72,12 @@ class NativeSchema:
             name: NativeKey(**{**key, "choices": tuple(key.get("choices", ()))})
             for name, key in snapshot["keys"].items()
         }
-        return cls(snapshot["engine"], keys)
+        omitted = {
+            name: Omitted(reason, default)
+            for reason, names in snapshot.get("omitted", {}).items()
+            for name, default in names.items()
+        }
+        return cls(snapshot["engine"], keys, omitted)
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,13 @@ def fields_of(classes: list[type]) -> Fields:
     return found
 
 
-def text(engine: Mapping[str, str], source: str, keys: Mapping[str, Any]) -> str:
-    """The snapshot as a file. source: the origin of its words."""
-    return json.dumps({"engine": engine, "source": source, "keys": keys}, indent=1, ensure_ascii=False) + "\n"
+def text(
+    engine: Mapping[str, str], source: str, keys: Mapping[str, Any], omitted: Mapping[str, Any] | None = None
+) -> str:
+    """The snapshot as a file. source: the origin of its words. omitted: reason -> key -> default of what is not
+    offered."""
+    whole = {"engine": engine, "source": source, "keys": keys} | ({"omitted": omitted} if omitted else {})
+    return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
 
 def _entry(key: str, hint: Any, field: dataclasses.Field[Any], description: str, changes: Changes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from primus.config.suggest import closest
 from primus.errors import PrimusError, Problem
 
 if TYPE_CHECKING:
-    from primus.backends.base import NativeKey
+    from primus.backends.base import NativeKey, NativeSchema
 
 
 def split(tree: Node) -> tuple[Node, dict[str, Entry]]:
@@ -52,14 +52,12 @@ def check(sections: dict[str, Entry]) -> tuple[dict[str, Any], list[Problem]]:
         except PrimusError as error:
             problems.extend(error.problems)
             continue
-        engine = " ".join(f"{package} {version}" for package, version in schema.engine.items())
-        problems.extend(_check_map(name, "", node.value, schema.keys, engine))
+        problems.extend(_check_map(name, "", node.value, schema))
     return values, problems
 
 
-def _check_map(
-    backend: str, prefix: str, entries: dict[str, Entry], known: dict[str, NativeKey], engine: str
-) -> Iterator[Problem]:
+def _check_map(backend: str, prefix: str, entries: dict[str, Entry], schema: NativeSchema) -> Iterator[Problem]:
+    known = schema.keys
     for name, entry in entries.items():
         dotted = f"{prefix}{name}"
         key = known.get(dotted)
@@ -85,10 +83,13 @@ def _check_map(
                 )
         elif any(other.startswith(f"{dotted}.") for other in known):
             if isinstance(entry.node.value, dict):
-                yield from _check_map(backend, f"{dotted}.", entry.node.value, known, engine)
+                yield from _check_map(backend, f"{dotted}.", entry.node.value, schema)
             else:
                 yield entry.node.mark.problem(f"{backend}.{dotted} is a section of keys, not {_shown(entry.node)}")
+        elif dotted in schema.omitted:
+            yield entry.key.problem(f"{backend}.{dotted} cannot be set: {schema.omitted[dotted].reason}", "remove it")
         else:
+            engine = " ".join(f"{package} {version}" for package, version in schema.engine.items())
             yield entry.key.problem(
                 f"unknown key '{name}' in {f'{backend}.{prefix}'.rstrip('.')} ({engine})", _remedy(dotted, known)
             )

@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -244,21 +245,42 @@ def verdicts(name: str, group: str) -> list[str]:
 
 def keys() -> dict[str, dict[str, Any]]:
     """Key -> NativeKey as JSON, of every field that is not left out."""
+    found = {}
+    for name, (verdict, field, default) in judged().items():
+        if verdict not in OMITTED:
+            found[name] = _key(name, field, default) | ({"portable": verdict} if verdict in PORTABLE else {})
+    return found
+
+
+def omitted() -> dict[str, dict[str, Any]]:
+    """Reason -> key -> MaxText's default, of every field that is left out."""
+    found: dict[str, dict[str, Any]] = {reason: {} for reason in OMITTED}
+    for name, (verdict, _, default) in judged().items():
+        if verdict in OMITTED:
+            found[verdict][name] = default
+    return found
+
+
+@cache
+def judged() -> dict[str, tuple[str, Any, Any]]:
+    """Field -> what becomes of it, pydantic's view of it, and MaxText's default."""
     import yaml
     from maxtext.configs import types
+    from pydantic import BaseModel
 
     base = yaml.safe_load(Path(types.__file__).with_name("base.yml").read_text(encoding="utf-8"))
     found = {}
     for name, (group, field) in fields().items():
         (verdict,) = verdicts(name, group)
-        if verdict not in OMITTED:
-            default = base.get(name, field.get_default(call_default_factory=True))
-            found[name] = _key(name, field, default) | ({"portable": verdict} if verdict in PORTABLE else {})
+        default = base.get(name, field.get_default(call_default_factory=True))
+        if isinstance(default, BaseModel):
+            default = default.model_dump(mode="json")
+        default = default.value if isinstance(default, enum.Enum) else default
+        found[name] = (verdict, field, None if default == "None" else default)
     return found
 
 
 def _key(name: str, field: Any, default: Any) -> dict[str, Any]:
-    default = default.value if isinstance(default, enum.Enum) else default
     allowed = (
         CHOICES[name].split()
         if name in CHOICES
@@ -267,7 +289,7 @@ def _key(name: str, field: Any, default: Any) -> dict[str, Any]:
     more = {"choices": allowed, "description": OUR_WORDS.get(name) or _shortened(field.description or "")}
     return {
         "type": TYPES.get(name) or _type(field.annotation),
-        "default": OUR_DEFAULTS.get(name, None if default == "None" else default),
+        "default": OUR_DEFAULTS.get(name, default),
         **{word: value for word, value in more.items() if value},
     }
 
@@ -301,6 +323,7 @@ def text() -> str:
         {"maxtext": version("maxtext"), "jax": version("jax")},
         "names, types, defaults and shortened descriptions: MaxText (Apache-2.0)",
         keys(),
+        omitted(),
     )
 
 
