@@ -32,7 +32,7 @@ def test_the_printed_command_is_the_one_that_runs(cli: Cli, trial: Path) -> None
 
 def test_the_plan_says_what_would_run(cli: Cli, trial: Path) -> None:
     text = dry(cli, "env.FLAVOUR=x y")
-    assert "1 node x 2 processes on cpu" in text
+    assert "1 node x 2 devices (cpu)" in text
     assert "'FLAVOUR=x y'" in text
     assert str(trial.parent / "runs" / "trial" / "attempts" / "1") in text
     assert not (trial.parent / "runs").exists()

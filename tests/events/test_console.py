@@ -81,7 +81,7 @@ def test_every_other_event_has_its_line() -> None:
     )
     lines = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in text.splitlines()]
     assert lines == [
-        "attempt 3 continues after step 40: 2 processes on cpu, 1.05 M parameters",
+        "attempt 3 continues after step 40: 2 devices (cpu), 1.05 M parameters",
         "step 50 is damaged; step 40 is used",
         "step 50: validation loss 3.2500 in 1.50 s",
         "step 50: checkpoint of 12.0 MiB saved in 0.40 s, training paused 0.05 s",
@@ -94,7 +94,7 @@ def test_every_other_event_has_its_line() -> None:
 
 
 def test_one_process_from_the_start() -> None:
-    assert "attempt 1 starts from step 0: 1 process on cpu" in shown(started(world_size=1))
+    assert "attempt 1 starts from step 0: 1 device (cpu)" in shown(started(world_size=1))
 
 
 def test_what_a_resumed_attempt_repeats_is_no_longer_shown() -> None:

@@ -29,7 +29,7 @@ def test_everything_of_note_is_on_the_screen(plan: Callable[..., Plan]) -> None:
     for part in (
         "trial: pretrain with torchtitan 0.3.0. Nothing was started.",
         "1,787,008 parameters, 10.7 MFLOP a token",
-        "1 node x 4 processes on cpu",
+        "1 node x 4 devices (cpu)",
         "data_shard 2, tensor 2",
         "8 sequences x 512 tokens = 4,096 tokens a step",
         "2 data-parallel ranks x micro batch 1 x 4 microbatches",

@@ -56,11 +56,6 @@ class RunCheckpoints(ABC):
         self._pending: Future[Outcome] | None = None
         self._blocked = 0.0
 
-    @property
-    def overlaps(self) -> bool:
-        """Whether files can be written while training goes on."""
-        return True
-
     @abstractmethod
     def _prepare(self, *, background: bool) -> tuple[Write, Future[None] | None]:
         """What saves the state as it is now. background: training goes on while it runs, in another thread; then also
@@ -94,7 +89,7 @@ class RunCheckpoints(ABC):
         began = time.perf_counter()
         self.finish()
         began, earlier = time.perf_counter(), time.perf_counter() - began
-        if wait or not self._settings.async_ or not self.overlaps:
+        if wait or not self._settings.async_:
             write, _ = self._prepare(background=False)
             outcome = self._write(write, step, consumed_samples)
             self._blocked = time.perf_counter() - began + earlier

@@ -62,7 +62,7 @@ def _summary(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     experiment, topology = plan.experiment, plan.topology
     train, hardware = experiment.train, experiment.hardware
     yield "Model", _model(plan)
-    machine = f"{count(topology.nnodes, 'node')} x {count(topology.nproc_per_node, 'process')} on {hardware.name}"
+    machine = f"{count(topology.nnodes, 'node')} x {count(topology.nproc_per_node, 'device')} ({hardware.name})"
     memory = f", {hardware.memory_gib:g} GiB each" if hardware.memory_gib else ""
     yield "Machine", [machine + memory]
     yield "Parallel", [_parallel(plan)]

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from primus.backends import registry
 from primus.checkpoints.store import complete, newest_intact, verify
 from primus.errors import PrimusError, RunDirectoryError
+from primus.events import units
 from primus.home import invoked_as
 from primus.launch.direct import Command
 from primus.plan.diff import differences
@@ -85,7 +87,11 @@ def _is_complete(job: Job) -> bool:
 
 def _supervise(job: Job, attempt: Attempt, command: Command, lock: RunLock | None) -> int:
     node, topology = job.place.node_rank, job.plan.topology
-    ranks = "1 process" if topology.nproc_per_node == 1 else f"{topology.nproc_per_node} processes"
+    devices = topology.nproc_per_node
+    if registry.get(job.plan.experiment.backend).processes == "per_node":
+        ranks = f"1 process with {units.plural(devices, 'device')}"
+    else:
+        ranks = "1 process" if devices == 1 else f"{devices} processes"
     where = f" as node {node} of {topology.nnodes}" if topology.nnodes > 1 else ""
     tell(f"starting {ranks}{where}: attempt {attempt.number} in {job.directory.path}")
     supervisor = Supervisor(job.plan, attempt, lock.beat if lock else lambda: None, node)

@@ -67,7 +67,8 @@ def one(python: str, root: Path, dataset: Path) -> dict[str, Ran]:
     stopped = plan_of(root, "broken", dataset, checkpoint__interval=5)
     cases.append(Case("within", plan_of(root, "within", dataset, **WITHIN)))
     diverging = plan_of(root, "diverging", dataset, checkpoint__interval=1, optimizer__lr=1e30)
-    cases.append(Case("diverging", diverging))
+    elsewhere = plan_of(root, "elsewhere", dataset, hardware={"name": "H100", "device": "cuda"}, precision="bf16")
+    cases += [Case("diverging", diverging), Case("elsewhere", elsewhere)]
     cases += [Case("broken", stopped, stop=(0, 7)), Case("resumed", stopped, attempt=2)]
     return run_gang(cases, 1, root / "one", python=python)
 
@@ -147,3 +148,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(one: dict[str, Ran], root: Path)
     failed = max(one["diverging"].losses) + 1
     assert f"step {failed}: " in error
     assert max(info.step for info in store.complete(root / "diverging")) < failed
+
+
+def test_devices_that_are_not_the_planned_ones_are_refused(one: dict[str, Ran]) -> None:
+    """JAX itself would go on on the CPU."""
+    (error,) = one["elsewhere"].errors
+    assert "the plan is for H100 (cuda), but JAX runs on cpu here" in error

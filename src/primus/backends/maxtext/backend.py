@@ -39,9 +39,9 @@ class MaxTextBackend:
     ) -> tuple[NativeConfig, dict[str, str], tuple[Patch, ...]]:
         from primus.backends.maxtext.translate import native_config
 
-        env = {"DECOUPLE_GCLOUD": "TRUE"}
-        if experiment.hardware.device == "cpu":
-            env["JAX_PLATFORMS"] = "cpu"
+        device = experiment.hardware.device
+        # said outright, a device that is missing is an error: JAX would fall back to the CPU
+        env = {"DECOUPLE_GCLOUD": "TRUE", "JAX_PLATFORMS": "cpu" if device == "cpu" else f"{device},cpu"}
         return native_config(experiment, topology, data), env, ()
 
     def run(self, plan: Plan, session: Session) -> Result:

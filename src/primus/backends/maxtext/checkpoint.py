@@ -33,13 +33,11 @@ class Checkpoints(RunCheckpoints):
     def __init__(self, plan: Plan, session: Session, built: Built) -> None:
         super().__init__(plan, session)
         self._built = built
-        self._orbax = ocp.StandardCheckpointer()
+        # told who takes part, orbax meets at the coordination service; else over the devices, where its messages and
+        # training's would mix
+        everyone = ocp.options.MultiprocessingOptions(active_processes=set(range(session.world_size)))
+        self._orbax = ocp.StandardCheckpointer(multiprocessing_options=everyone)
         self._round = itertools.count()
-
-    @property
-    def overlaps(self) -> bool:
-        """Among several processes orbax talks over the devices, where its messages and training's would mix."""
-        return self.session.world_size == 1
 
     def _prepare(self, *, background: bool) -> tuple[Write, Future[None] | None]:
         state = {part: {name: v.get_value() for name, v in of.items()} for part, of in held(self._built.state).items()}
@@ -83,10 +81,15 @@ class Checkpoints(RunCheckpoints):
         if self.session.world_size == 1:
             return [value]
         client = jax._src.distributed.global_state.client
-        key = f"primus/{next(self._round)}"
-        client.key_value_set_bytes(f"{key}/{self.session.rank}", pickle.dumps(value))
-        every = range(self.session.world_size)
-        return [pickle.loads(client.blocking_key_value_get_bytes(f"{key}/{rank}", PATIENCE_MS)) for rank in every]
+        number, mine = next(self._round), self.session.rank
+        client.key_value_set_bytes(f"primus/{number}/{mine}", pickle.dumps(value))
+        values = [
+            pickle.loads(client.blocking_key_value_get_bytes(f"primus/{number}/{rank}", PATIENCE_MS))
+            for rank in range(self.session.world_size)
+        ]
+        if number:  # all have begun this round, so none reads the last one any more
+            client.key_value_delete(f"primus/{number - 1}/{mine}")
+        return values
 
     def _from_first_rank(self, value: T) -> T:
         return self._gather(value)[0]

@@ -22,6 +22,10 @@ def run(plan: Plan, session: Session) -> Result:
         jax.distributed.initialize(meeting, session.world_size, session.rank)
 
     from primus.backends.loop import Loop
+    from primus.backends.maxtext.devices import check_devices
+
+    check_devices(plan, session)
+
     from primus.backends.maxtext.trainer import Trainer
 
     return Loop(plan, session, Trainer(plan, session)).run()

@@ -141,7 +141,7 @@ class Console:
         resumed = record.get("resumed_from")
         begins = f"continues after step {resumed:,}" if resumed is not None else "starts from step 0"
         devices = (
-            f"{units.plural(record['world_size'], 'process').replace('processs', 'processes')} on {record['device']}"
+            f"{units.plural(record['world_size'], 'device')} ({record['device']})"
         )
         line = f"attempt {record['attempt']} {begins}: {devices}, {units.count(record['parameters'])} parameters"
         self._say(record["time"], line, "run_started")
