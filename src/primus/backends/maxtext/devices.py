@@ -11,7 +11,6 @@ from primus.errors import EnvironmentFault
 from primus.events.types import Notice
 from primus.plan.plan import Plan
 
-
 LOOK = "`primus-cli env check jax --devices` shows which plugins and devices JAX has"
 
 

@@ -140,9 +140,7 @@ class Console:
         self._printed_step = self._meter.step
         resumed = record.get("resumed_from")
         begins = f"continues after step {resumed:,}" if resumed is not None else "starts from step 0"
-        devices = (
-            f"{units.plural(record['world_size'], 'device')} ({record['device']})"
-        )
+        devices = f"{units.plural(record['world_size'], 'device')} ({record['device']})"
         line = f"attempt {record['attempt']} {begins}: {devices}, {units.count(record['parameters'])} parameters"
         self._say(record["time"], line, "run_started")
         for note in record.get("notes") or ():
