@@ -23,13 +23,14 @@ UNTIED: dict[str, Any] = {"model": QWEN3 | {"tie_word_embeddings": False}}
 SLOW = {"optimizer__lr": 2e-3}
 """At a high rate rounding grows from step to step."""
 
+VALIDATION = {"data__validation": 0.05, "eval__interval": 5, "eval__steps": 2}
 ONE: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {"model": QWEN2},
     "qwen3": UNTIED,
-    "accumulated": {"train__micro_batch_size": 2},
+    "accumulated": {"train__micro_batch_size": 2, **VALIDATION},
     "masked": {"masked": True},
-    "validated": {"data__validation": 0.05, "eval__interval": 5, "eval__steps": 2},
+    "validated": {"train__micro_batch_size": 8, **VALIDATION},
     "saved": {"checkpoint__interval": 5},
     "profiled": {"profile__steps": [3, 4]},
 }
@@ -129,6 +130,9 @@ def test_validation_is_the_mean_over_the_split(one: dict[str, Ran]) -> None:
     found = one["validated"].ended().of("eval_done")
     assert [event["step"] for event in found] == [0, 5, 10]
     assert found[-1]["loss"] < found[0]["loss"]
+    in_parts = one["accumulated"].ended().of("eval_done")
+    assert [event["tokens"] for event in in_parts] == [event["tokens"] for event in found] == [2 * 8 * 64] * 3
+    assert [event["loss"] for event in in_parts] == pytest.approx([event["loss"] for event in found], abs=TOLERANCE)
 
 
 def test_a_trace_is_written(one: dict[str, Ran], root: Path) -> None:

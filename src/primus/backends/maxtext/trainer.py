@@ -37,6 +37,8 @@ class Trainer:
         sizes = (train.global_batch_size, train.seq_length, self.built.batch_sharding)
         self._samples = Batches(open_training(plan), *sizes, within=within)
         validation = open_validation(plan)
+        # evaluation looks at as many samples at once as a pass of training has, and at no more of a batch
+        sizes = (self.built.config.micro_batch_size_to_eval_on, *sizes[1:])
         self._validation = None if validation is None else Batches(validation, *sizes, within=within)
 
     def start(self) -> None:
@@ -67,12 +69,12 @@ class Trainer:
     def validation(self) -> tuple[float, float] | None:
         if self._validation is None:
             return None
-        config, size = self.built.config, self.plan.experiment.train.global_batch_size
-        there = self._validation.reader.length
+        config, experiment = self.built.config, self.plan.experiment
+        size, there = config.micro_batch_size_to_eval_on, self._validation.reader.length
         assert there is not None
         loss = tokens = 0.0
-        for index in range(min(self.plan.experiment.eval.steps, -(-there // size))):
-            batch = self._validation.read(index * size, min(size, there - index * size))
+        for first in range(0, min(experiment.eval.steps * experiment.train.global_batch_size, there), size):
+            batch = self._validation.read(first, min(size, there - first))
             with self._compiled(config.logical_axis_rules_for_eval or config.logical_axis_rules):
                 scalars = self.built.evaluate(self.built.state, batch)["scalar"]
             loss += float(scalars["evaluation/total_loss"])
