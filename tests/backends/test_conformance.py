@@ -60,6 +60,12 @@ def test_the_newer_megatron_conforms() -> None:
     assert "skipped" not in done.stdout
 
 
+class TestMaxText(Conformance):
+    """Its workers run in the jax environment; planning does not."""
+
+    backend = "maxtext"
+
+
 class TestTorchTitan(Conformance):
     backend = "torchtitan"
 

@@ -6,8 +6,9 @@
         backend = "my_backend"
         experiment = {"precision": "bf16"}      # laid over the tiny experiment, where the backend needs it
 
-and runs pytest in an environment that holds the engine. Plans are made and real worker processes are started; nothing
-is mocked. A Llama of a few thousand weights trains for eight steps a few times over.
+and runs pytest. Plans are made there, and real worker processes are started, of the same interpreter if it holds the
+engine and otherwise in the backend's own environment; nothing is mocked. A Llama of a few thousand weights trains for
+eight steps a few times over.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 import yaml
 
 from primus.backends import registry
-from primus.backends.base import Backend
+from primus.backends.base import Backend, Processes
 from primus.checkpoints import store
 from primus.config.load import load
 from primus.errors import ConfigError, PlanError, PrimusError
@@ -102,7 +103,7 @@ class Conformance:
         backend = registry.get(self.backend)
         assert isinstance(backend, Backend)
         assert backend.name == self.backend
-        assert backend.processes in ("torchrun", "plain")
+        assert backend.processes in get_args(Processes)
         assert backend.environment
 
     def test_planning_is_pure_and_the_plan_survives_json(self, tmp_path: Path) -> None:

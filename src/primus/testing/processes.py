@@ -15,8 +15,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from primus.backends import registry
 from primus.events.types import Event, StepDone
 from primus.plan.plan import Plan
+from primus.runtime.environments import engine_mismatches, import_path, provide
+from primus.runtime.pins import this_interpreter
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,19 @@ class Fault:
 
 
 def run_attempt(plan: Plan, number: int, fault: Fault | None = None, timeout: float = 300.0) -> list[int]:
-    """Run one attempt of `plan` in worker processes of this interpreter, to its end or to `fault`. Returns the exit
-    codes by rank; when one rank is killed the others are killed with it. Raises TimeoutError."""
+    """Run one attempt of `plan` in worker processes, to its end or to `fault`. Returns the exit codes by rank; when one
+    rank is killed the others are killed with it. They are of this interpreter if it holds the engine, else of the
+    backend's environment, which is made if there is none. Raises TimeoutError."""
     run_directory = Path(plan.run_directory)
     attempt = run_directory / "attempts" / str(number)
     (attempt / "logs").mkdir(parents=True)
     for path in (attempt / "plan.json", run_directory / "plan.json"):
         path.write_text(plan.to_json(), encoding="utf-8")
     words = [fault.signal.name, str(fault.step)] if fault else []
-    command = [sys.executable, "-m", "primus.testing.processes", str(attempt), *words]
-    world_size, port = plan.topology.world_size, _free_port()
+    python, packages = _interpreter(plan)
+    command = [python, "-m", "primus.testing.processes", str(attempt), *words]
+    holds_all_devices = registry.get(plan.experiment.backend).processes == "per_node"
+    world_size, port = 1 if holds_all_devices else plan.topology.world_size, _free_port()
     children = []
     for rank in range(world_size):
         variables = {
@@ -47,7 +53,7 @@ def run_attempt(plan: Plan, number: int, fault: Fault | None = None, timeout: fl
             "LOCAL_WORLD_SIZE": world_size,
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
-            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+            "PYTHONPATH": packages,
             **plan.env,
         }
         environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
@@ -67,6 +73,13 @@ def run_attempt(plan: Plan, number: int, fault: Fault | None = None, timeout: fl
             if child.poll() is None:
                 child.kill()
     return [child.wait() for child in children]
+
+
+def _interpreter(plan: Plan) -> tuple[str, str]:
+    """The one that workers run in, and its PYTHONPATH."""
+    if not engine_mismatches(this_interpreter(), plan.engine):
+        return sys.executable, os.pathsep.join(entry for entry in sys.path if entry)
+    return provide(plan.environment), import_path()["PYTHONPATH"]
 
 
 def log_of(plan: Plan, number: int, rank: int = 0) -> str:
