@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from imported import HEAD, MEGATRON_FILE, TITAN_FILE, native_keys
+from imported import HEAD, MAXTEXT_FILE, MEGATRON_FILE, TITAN_FILE, schema
 
 from primus.config.importing.convert import Import, convert
 from primus.config.load import Resolved, load
@@ -88,7 +88,7 @@ def take(write: Callable[..., str]) -> Callable[..., Import]:
     """``take(text, name)`` imports a file with that text."""
 
     def _take(text: str, name: str = "MI300X/there.yaml", **environment: str) -> Import:
-        return convert(Path(write(text, name)), environment, native_keys)
+        return convert(Path(write(text, name)), environment, schema)
 
     return _take
 
@@ -108,3 +108,16 @@ def titan(take: Callable[..., Import]) -> Callable[..., Import]:
         HEAD.replace("FRAMEWORK", "torchtitan") + TITAN_FILE + "".join(f"      {line}\n" for line in lines),
         **environment,
     )
+
+
+@pytest.fixture
+def maxtext(take: Callable[..., Import]) -> Callable[..., Import]:
+    """As `megatron`; a line takes the place of one of the same key."""
+
+    def _maxtext(*lines: str, **environment: str) -> Import:
+        given = tuple(f"{line.partition(':')[0]}:" for line in lines)
+        rest = [line for line in MAXTEXT_FILE.splitlines() if not line.strip().startswith(given or ("-",))]
+        whole = "\n".join([*rest, *(f"      {line}" for line in lines), ""])
+        return take(HEAD.replace("FRAMEWORK", "maxtext") + whole, **environment)
+
+    return _maxtext

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from imported import HEAD, MEGATRON_FILE, TITAN_FILE, accepted, fate, native_keys, reason
+from imported import HEAD, MAXTEXT_FILE, MEGATRON_FILE, TITAN_FILE, accepted, fate, reason, schema
 
 from primus.config.importing.convert import Import, convert
 from primus.config.importing.rules import lookup
@@ -24,9 +24,9 @@ KEYS = [line.split() for line in (Path(__file__).parent / "import_keys.txt").rea
 
 @pytest.mark.parametrize(("backend", "key"), KEYS, ids=lambda word: word)
 def test_every_key_of_the_reference_files_is_known(backend: str, key: str) -> None:
-    table = TABLES[backend]
-    known = lookup(table, key) or ENVIRONMENT.get(key) or (key.isupper() and key)
-    assert known, f"{key} has no row"
+    engine = schema(backend)
+    known = lookup(TABLES[backend], key) or ENVIRONMENT.get(key) or (key.isupper() and key)
+    assert known or (engine and key in engine.keys.keys() | engine.omitted), f"{key} has no row"
 
 
 def test_rows_name_keys_of_ours_that_exist() -> None:
@@ -73,13 +73,14 @@ def test_the_whole_of_a_megatron_file(megatron: Callable[..., Import]) -> None:
     assert result.left == []
 
 
-def test_every_key_is_in_exactly_one_list(megatron: Callable[..., Import]) -> None:
-    lines = [
-        f"{key}: 1" for backend, key in KEYS if backend == "megatron" and "." not in key and key not in MEGATRON_FILE
-    ]
-    result = megatron(*lines)
+@pytest.mark.parametrize(
+    ("backend", "file"), [("megatron", MEGATRON_FILE), ("maxtext", MAXTEXT_FILE), ("torchtitan", "")]
+)
+def test_every_key_is_in_exactly_one_list(take: Callable[..., Import], backend: str, file: str) -> None:
+    lines = [f"      {key}: 1\n" for engine, key in KEYS if engine == backend and f" {key}:" not in file]
+    result = take(HEAD.replace("FRAMEWORK", backend) + file + "".join(lines))
     found = [item.setting.label for item in (*result.carried, *result.left)]
-    assert len(found) == len(set(found)) == len(lines) + 6 + 3
+    assert len(found) == len(set(found)) == len(lines) + len(file.splitlines()) + 3
     assert not [item for item in result.left if item.reason.startswith("unknown")]
 
 
@@ -150,7 +151,7 @@ def test_data_paths(megatron: Callable[..., Import], paths: str, expected: Any) 
     Path("x").mkdir()
     file = HEAD.replace("FRAMEWORK", "megatron") + MEGATRON_FILE.replace("mock_data: true", f"train_data_path: {paths}")
     Path("MI300X/real.yaml").write_text(file)
-    train = accepted(convert(Path("MI300X/real.yaml"), {}, native_keys)).experiment.data.train
+    train = accepted(convert(Path("MI300X/real.yaml"), {}, schema)).experiment.data.train
     assert [item if isinstance(item, str) else (item.path, item.weight) for item in train] == list(expected)
 
 
@@ -253,7 +254,7 @@ def test_torchtitan_schedules(
 ) -> None:
     result = titan().input.path.read_text().replace("warmup_steps: 10", f"warmup_steps: 10, {scheduler}")
     Path("MI300X/schedule.yaml").write_text(result)
-    found = convert(Path("MI300X/schedule.yaml"), {}, native_keys)
+    found = convert(Path("MI300X/schedule.yaml"), {}, schema)
     schedule = accepted(found).experiment.optimizer.schedule
     assert (schedule.name, schedule.stable_steps, len(found.left)) == (name, stable, left)
 
@@ -262,11 +263,11 @@ def test_the_global_batch_follows_from_a_node(titan: Callable[..., Import]) -> N
     titan("parallelism: {tensor_parallel_degree: 2}")
     text = Path("MI300X/there.yaml").read_text().replace(" global_batch_size: 64,", "")
     Path("MI300X/there.yaml").write_text(text)
-    assert accepted(convert(Path("MI300X/there.yaml"), {}, native_keys)).experiment.train.global_batch_size == 16
+    assert accepted(convert(Path("MI300X/there.yaml"), {}, schema)).experiment.train.global_batch_size == 16
     Path("here.yaml").write_text(text)
-    found = convert(Path("here.yaml"), {}, native_keys)
+    found = convert(Path("here.yaml"), {}, schema)
     assert any("global_batch_size" in problem.message and "--hardware" in problem.remedy for problem in found.missing)
-    assert accepted(convert(Path("here.yaml"), {}, native_keys, "MI300X")).experiment.train.global_batch_size == 16
+    assert accepted(convert(Path("here.yaml"), {}, schema, "MI300X")).experiment.train.global_batch_size == 16
 
 
 # models
@@ -330,7 +331,10 @@ def test_other_modules_are_listed(take: Callable[..., Import]) -> None:
     [
         ("", "is empty"),
         ("# nothing\n", "nothing but comments"),
-        ("modules:\n  pre_trainer: {framework: maxtext}\n", "there.yaml:2:28: MaxText files cannot be imported yet"),
+        (
+            "modules:\n  pre_trainer: {framework: maxtxt}\n",
+            "there.yaml:2:28: unknown framework 'maxtxt' (did you mean maxtext",
+        ),
         ("modules:\n  pre_trainer: {framework: megatorn}\n", "did you mean megatron?"),
         ("modules:\n  pre_trainer: {model: x}\n", "names no framework"),
         ("modules:\n  post_trainer: {framework: megatron}\n", "only pre_trainer can be imported yet"),

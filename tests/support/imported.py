@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
 from primus.backends import registry
+from primus.backends.base import NativeSchema
 from primus.config.importing.convert import Import
 from primus.config.load import Resolved, load
 from primus.errors import PrimusError
@@ -30,13 +30,21 @@ TITAN_FILE = """\
       training: {steps: 50, local_batch_size: 4, global_batch_size: 64, seq_len: 4096, mock_data: true}
       lr_scheduler: {warmup_steps: 10}
 """
+MAXTEXT_FILE = """\
+      run_name: llama2_7b_training
+      steps: 50
+      dataset_type: synthetic
+      max_target_length: 4096
+      per_device_batch_size: 4
+      dcn_data_parallelism: -1
+"""
 
 
-def native_keys(backend: str) -> Collection[str]:
+def schema(backend: str) -> NativeSchema | None:
     try:
-        return registry.get(backend).native_schema().keys
+        return registry.get(backend).native_schema()
     except PrimusError:
-        return ()
+        return None
 
 
 def accepted(result: Import, **environment: str) -> Resolved:

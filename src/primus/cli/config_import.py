@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,15 @@ from primus.cli.runs import print_json
 from primus.errors import PrimusError, UsageError
 
 if TYPE_CHECKING:
+    from primus.backends.base import NativeSchema
     from primus.config.importing.convert import Import
 
 
 @click.command(
     "import",
     help="Turn FILE into an experiment of this system: an experiment of the reference system (`modules: pre_trainer: "
-    "...` for megatron or torchtitan), or Megatron's arguments in a shell script or a YAML map. Every key that is not "
-    "carried is listed with the reason.",
+    "...` for megatron, torchtitan or maxtext), Megatron's or MaxText's arguments in a shell script, or their keys in "
+    "a YAML map. Every key that is not carried is listed with the reason.",
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Where to. Default: stdout.")
@@ -38,7 +39,7 @@ def command(file: Path, output: Path | None, overwrite: bool, hardware: str | No
             raise UsageError(f"{output} exists", remedy="choose another --output, or replace it with --overwrite")
         if file.exists() and output.samefile(file):
             raise UsageError(f"{output} is the file that is imported", remedy="choose another --output")
-    result = convert(file, os.environ, _native_keys, hardware)
+    result = convert(file, os.environ, _schema, hardware)
     if output is not None:
         _write(output, result.text)
     if as_json:
@@ -50,14 +51,14 @@ def command(file: Path, output: Path | None, overwrite: bool, hardware: str | No
         click.echo(line, err=True)
 
 
-def _native_keys(backend: str) -> Collection[str]:
-    """The engine's own keys; none when its backend is not here."""
+def _schema(backend: str) -> NativeSchema | None:
+    """The schema of the engine's own keys; None when its backend is not here."""
     from primus.backends import registry
 
     try:
-        return registry.get(backend).native_schema().keys
+        return registry.get(backend).native_schema()
     except PrimusError:
-        return ()
+        return None
 
 
 def _write(output: Path, text: str) -> None:

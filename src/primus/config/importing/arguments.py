@@ -20,11 +20,13 @@ from primus.config.scalars import Scalar, is_text, resolve
 from primus.config.source import Mark, Source
 from primus.errors import ConfigError
 
-_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
+ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
 _FLAG = re.compile(r"--[A-Za-z]")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _BRACED = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<all>\[[@*]\])?(?::?[-=](?P<default>.*))?\Z", re.DOTALL)
 _HOLDS_FLAGS = re.compile(r"(?:^|\s)--[A-Za-z]")
+COMPILER = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""Variables whose flags are not the engine's."""
 DEEPEST = 20
 """Nested defaults, ``${A:-${B:-c}}``."""
 
@@ -50,26 +52,31 @@ def settings(
 ) -> list[Setting]:
     """Every flag and exported variable of `text`, in order. rule: what the table knows of a key, which says whether
     values follow its flag. Raises ConfigError for a quote that is not closed."""
-    scanner = _Scanner(text, source, environment)
-    words = list(scanner.words(0, len(text)))
-    found: list[Setting] = []
-    start = 0
-    for end, word in enumerate(words):
-        if word.kind == "end":
-            found += _command(words[start:end], scanner, rule)
-            start = end + 1
-    return [*found, *_command(words[start:], scanner, rule)]
+    scanner = Scanner(text, source, environment)
+    return [setting for words, _ in scanner.commands() for setting in _command(words, scanner, rule)]
 
 
-def _command(words: list[Word], scanner: _Scanner, rule: Callable[[str], Rule | None]) -> Iterator[Setting]:
-    """The settings of one command, or of a variable that holds flags."""
+def exported(words: list[Word], scanner: Scanner) -> Iterator[Setting]:
+    """The variables that one command exports, or that it has before it."""
     exports = bool(words) and words[0].text == "export"
-    position = int(exports)
-    while position < len(words) and (match := _ASSIGNMENT.match(words[position].text)):
-        position += 1
+    position = leading(words)
     for word in words[int(exports) : position]:  # without `export` they are variables of the command behind them
-        if (exports or position < len(words)) and (match := _ASSIGNMENT.match(word.text)):
+        if (exports or position < len(words)) and (match := ASSIGNMENT.match(word.text)):
             yield scanner.setting(match[0].rstrip("+="), word, [word._replace(text=word.text[match.end() :])])
+
+
+def leading(words: list[Word]) -> int:
+    """How many words the exports and assignments before a command are."""
+    position = int(bool(words) and words[0].text == "export")
+    while position < len(words) and ASSIGNMENT.match(words[position].text):
+        position += 1
+    return position
+
+
+def _command(words: list[Word], scanner: Scanner, rule: Callable[[str], Rule | None]) -> Iterator[Setting]:
+    """The settings of one command, or of a variable that holds flags."""
+    yield from exported(words, scanner)
+    position = leading(words)
     engine = any(_FLAG.match(word.text) or word.kind == "spliced" for word in words)
     while position < len(words):
         word = words[position]
@@ -93,7 +100,7 @@ def _is_value(word: Word) -> bool:
     return word.kind == "word" and (word.quoted or not (_FLAG.match(word.text) or word.text.endswith(".py")))
 
 
-class _Scanner:
+class Scanner:
     """Splits text into words as a shell would. ``variables``: what the script has set so far; None for arrays and for
     what holds flags, which were found where it was set."""
 
@@ -118,6 +125,15 @@ class _Scanner:
         lacking = "" if nodes or flag else "no value follows"
         problem = f"{unknown} has no value here" if unknown else lacking
         return Setting(name, mark, node, problem)
+
+    def commands(self) -> Iterator[tuple[list[Word], bool]]:
+        """The words of each command, and whether they are the members of an array."""
+        start, words = 0, list(self.words(0, len(self.text)))
+        for end, word in enumerate([*words, Word("", len(self.text), kind="end")]):
+            if word.kind == "end":
+                before = self.text[words[start - 1].offset : words[start - 1].offset + 1] if start else ""
+                yield words[start:end], before == "("
+                start = end + 1
 
     def words(self, start: int, stop: int, *, inside: bool = False) -> Iterator[Word]:
         """The words between two offsets. inside: within quotes, where the end of a line ends no command."""
@@ -146,9 +162,12 @@ class _Scanner:
 
     def meant(self, word: Word, position: int, body: tuple[int, int] | None) -> Iterator[Word]:
         """The word itself, or the flags inside it. Variables are remembered."""
-        assigned = _ASSIGNMENT.match(word.text)
+        assigned = ASSIGNMENT.match(word.text) if self.text[word.offset] != "$" else None
         if assigned:
             name, value = assigned[0].rstrip("+="), word.text[assigned.end() :]
+            if name in COMPILER:
+                yield word
+                return
             if self.text[position : position + 1] == "(" and not value:
                 self.variables[name] = None
                 return

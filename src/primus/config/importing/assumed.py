@@ -21,13 +21,13 @@ class Assumed(NamedTuple):
     note: str
 
 
-def megatron(others: Others, taken: Collection[str], *, plain: bool) -> Iterator[Assumed]:
-    """plain: the file is Megatron's own; the reference system's module preset sets a precision itself."""
+def megatron(others: Others, taken: Collection[str]) -> Iterator[Assumed]:
+    """taken: keys that the file has set. The reference system's module preset sets a precision itself."""
     note = "not set there: Megatron's default"
     yield Assumed("optimizer.betas", [0.9, 0.999], note)
     yield Assumed("optimizer.weight_decay", 0.01, note)
     yield Assumed("optimizer.schedule.name", "linear", note)
-    if plain and not others.on("fp16"):
+    if others.plain and not others.on("fp16"):
         yield Assumed("precision", "fp32", note)
     if evaluated(others):
         if "data_path" in others:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from primus.config import native
 from primus.config.document import Entry, Node, parse
-from primus.config.importing import assumed, decide, inputs, judge, names, write
+from primus.config.importing import assumed, assumed_maxtext, decide, inputs, judge, names, write
 from primus.config.importing.assumed import Assumed
 from primus.config.importing.inputs import Input
 from primus.config.importing.rules import Drop, Idle, Native, Others, Outcome, Put, Same, lookup, truth
@@ -28,8 +28,11 @@ from primus.config.source import Mark, Source
 from primus.config.suggest import closest
 from primus.errors import ConfigError, Problem
 
-NativeKeys = Callable[[str], Collection[str]]
-"""Backend -> its native keys; empty when there is no such backend."""
+if TYPE_CHECKING:
+    from primus.backends.base import NativeSchema
+
+Schemas = Callable[[str], "NativeSchema | None"]
+"""Backend -> the schema of the engine's own keys; None when there is no such backend."""
 
 MOST_ROUNDS = 100
 MOST_GUESSES = 300
@@ -67,7 +70,7 @@ class Import:
     text: str = ""
 
 
-def convert(path: Path, environment: Mapping[str, str], native_keys: NativeKeys, hardware: str | None = None) -> Import:
+def convert(path: Path, environment: Mapping[str, str], schemas: Schemas, hardware: str | None = None) -> Import:
     """Import the file at `path`. hardware: name of a hardware preset; default: the one that the path speaks of.
 
     Raises ConfigError for what cannot be read, or is nothing to import.
@@ -77,18 +80,18 @@ def convert(path: Path, environment: Mapping[str, str], native_keys: NativeKeys,
         near = closest(hardware, known)
         remedy = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
         raise ConfigError(f"there is no hardware preset '{hardware}'", remedy=remedy)
-    return _Importer(inputs.read(path, environment), environment, native_keys, hardware).run()
+    return _Importer(inputs.read(path, environment), environment, schemas, hardware).run()
 
 
 class _Importer:
-    def __init__(
-        self, source: Input, environment: Mapping[str, str], native_keys: NativeKeys, hardware: str | None
-    ) -> None:
+    def __init__(self, source: Input, environment: Mapping[str, str], schemas: Schemas, hardware: str | None) -> None:
         self.source = source
         self.environment = environment
         self.backend = source.framework
-        self.native = native_keys(self.backend)
+        schema = schemas(self.backend)
+        self.native: Collection[str] = schema.keys if schema else ()
         self.table = TABLES[self.backend] | (LAUNCHING if source.kind == "arguments" else {})
+        self.engine = decide.Engine(self.backend, self.table, self.native, schema.omitted if schema else {})
         self.result = Import(source)
         self.values: dict[str, Value] = {}
         self.extends: list[Value] = []
@@ -98,8 +101,10 @@ class _Importer:
     def run(self) -> Import:
         settings = [self.resolved(item) for item in self.source.settings]
         head = [self.resolved(item) for item in self.source.head]
-        model = next((item for item in head if item.name == "model"), None)
-        others = Others(self.by_name(settings), preset=str(model.node.value) if model and model.node.value else "")
+        model = next((item for item in (*head, *settings) if item.name in ("model", "model_name")), None)
+        preset = str(model.node.value) if model and model.node.value not in (None, "", "default") else ""
+        plain = self.source.kind != "experiment"
+        others = Others(self.by_name(settings), preset=preset, plain=plain, devices=self.devices())
         for item in head:
             self.take(item, decide.head(item, self.backend))
         if self.hardware:
@@ -108,7 +113,7 @@ class _Importer:
         for item in settings:
             if last[item.name] is item:
                 guess = len(self.result.left) < MOST_GUESSES
-                self.take(item, decide.setting(item, others, self.table, self.backend, self.native, guess=guess))
+                self.take(item, decide.setting(item, others, self.engine, guess=guess))
             else:
                 self.leave(item, f"given again in line {last[item.name].key.line}, and the last one counts")
         for item in self.source.anchors:
@@ -212,26 +217,26 @@ class _Importer:
     # what the file does not say
 
     def assume(self, others: Others) -> None:
-        plain = self.source.kind != "experiment"
         found = [Assumed("name", names.run(self.source.path.stem), "from the file's name")]
         if self.backend == "megatron":
-            found += assumed.megatron(others, self.values, plain=plain)
-            self.result.differences = list(assumed.differences(others)) if plain else []
+            found += assumed.megatron(others, self.values)
+            self.result.differences = list(assumed.differences(others)) if others.plain else []
+        elif self.backend == "maxtext":
+            found += assumed_maxtext.maxtext(others)
+            self.result.differences = list(assumed_maxtext.differences(others))
         else:
             found += assumed.torchtitan(others)
-        if plain:
+        if others.plain:
             found.append(Assumed("backend", self.backend, f"the file is {self.source.words}"))
         rules = (lookup(self.table, item.setting.name) for item in self.result.left)
         spoken = {rule[0].text for rule in rules if rule}  # set there, if to something that we do not have
         for item in found:
             if not any(text.startswith(item.target) for text in spoken):
                 self.set_unless(item)
-        devices = self.devices()
-        batch = (
-            assumed.global_batch({key: item.value for key, item in self.values.items()}, devices) if devices else None
-        )
-        if batch:
-            self.set_unless(batch)
+        if others.devices and self.backend != "maxtext":
+            batch = assumed.global_batch({key: item.value for key, item in self.values.items()}, others.devices)
+            if batch:
+                self.set_unless(batch)
 
     def set_unless(self, item: Assumed) -> None:
         if item.target not in self.values:

@@ -4,40 +4,55 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from primus.config.importing import names
-from primus.config.importing.rules import Drop, Idle, Native, Others, Outcome, Put, Rule, lookup, truth
+from primus.config.importing import values
+from primus.config.importing.rules import Drop, Idle, Native, Others, Outcome, Put, Rule, Same, lookup, same, truth
 from primus.config.importing.settings import Setting
 from primus.config.importing.table import ENVIRONMENT, HEAD, PASSED_ON
 from primus.config.suggest import closest
 
 _VARIABLE = re.compile(r"(?:\w+\.)?([A-Z][A-Z0-9_]+)\Z")
-_SECTIONS = {"megatron": ("transformer.", "ddp.", "optimizer."), "torchtitan": ("",)}
+_SECTIONS = {"megatron": ("transformer.", "ddp.", "optimizer."), "torchtitan": ("",), "maxtext": ("",)}
 """Where a native key may lie that the table does not know."""
 
 
-def setting(
-    given: Setting, others: Others, table: Mapping[str, Rule], backend: str, native: Collection[str], *, guess: bool
-) -> Outcome:
-    """The outcome for one of the engine's settings. native: the native keys of `backend`. guess: of an unknown key, say
-    what may have been meant, which takes milliseconds."""
+class Engine(NamedTuple):
+    """What is known of the engine. native: the keys of its own that our files may set; omitted: those that they may
+    not, each with the reason and the engine's default."""
+
+    backend: str
+    table: Mapping[str, Rule]
+    native: Collection[str] = ()
+    omitted: Mapping[str, tuple[str, Any]] = MappingProxyType({})
+
+
+def setting(given: Setting, others: Others, engine: Engine, *, guess: bool) -> Outcome:
+    """The outcome for one of the engine's settings. guess: of an unknown key, say what may have been meant, which takes
+    milliseconds."""
+    table = engine.table
     rule, denied = lookup(table, given.name) or (None, False)
     variable = _VARIABLE.match(given.name)
-    value = given.node.plain()
+    value = _plain(given, engine)
     if given.problem:
         never = rule is not None and rule.text.startswith("not carried")
         return rule.convert(None, others) if rule and never else Drop(given.problem)
     if variable:
         return _variable(variable[1], given)
     if rule is None:
-        return _unknown(given, table, backend, native, guess=guess)
+        return _unknown(given, engine, guess=guess)
     if value in (None, {}):
         return Idle("null" if value is None else "empty")
     try:
         return rule.convert(truth(value) is False if denied else value, others)
     except ArithmeticError:
         return Drop("a number out of all bounds")
+
+
+def _plain(given: Setting, engine: Engine) -> Any:
+    value: Any = given.node.plain()
+    return None if value == "None" and engine.backend == "maxtext" else value  # which writes null so
 
 
 def _variable(name: str, given: Setting) -> Outcome:
@@ -48,13 +63,15 @@ def _variable(name: str, given: Setting) -> Outcome:
     return Drop("a variable of the scripts around it", f"if the ranks read it, set env.{name}")
 
 
-def _unknown(
-    given: Setting, table: Mapping[str, Rule], backend: str, native: Collection[str], *, guess: bool
-) -> Outcome:
-    for section in _SECTIONS[backend]:
-        if f"{section}{given.name}" in native:
-            return Native(f"{section}{given.name}", given.node.plain())
-    known = [*(name for name in table if "*" not in name), *native] if guess else []
+def _unknown(given: Setting, engine: Engine, *, guess: bool) -> Outcome:
+    value = _plain(given, engine)
+    for section in _SECTIONS[engine.backend]:
+        if f"{section}{given.name}" in engine.native:
+            return Native(f"{section}{given.name}", value)
+    if given.name in engine.omitted:
+        reason, default = engine.omitted[given.name]
+        return Same("the engine's default") if same(value, default) else Drop(reason)
+    known = [*(name for name in engine.table if "*" not in name), *engine.native] if guess else []
     near = closest(given.name, known, cutoff=0.75)
     flag = given.written.startswith("--")
     near = f"--{near.replace('_', '-')}" if near and flag else near
@@ -72,16 +89,9 @@ def head(given: Setting, backend: str) -> Outcome:
     if given.name == "framework":
         return Put({"backend": backend})
     if given.name == "model":
-        return _model(given, str(value))
+        found = values.preset(str(value), Others({}))
+        return found._replace(note=f"{given.raw} is this now") if isinstance(found, Put) and given.raw else found
     if given.name in HEAD:
         return HEAD[given.name].convert(value, Others({}))
     near = closest(given.name, [*HEAD, "modules"])
     return Drop("unknown key", f"did you mean {near}?" if near else "")
-
-
-def _model(given: Setting, value: str) -> Outcome:
-    found = names.model(value)
-    if found.preset is None:
-        return Drop(f"there is no preset of '{value}' here", f"the nearest is {found.near}" if found.near else "")
-    note = f"{given.raw} is this now" if given.raw else ""
-    return Put({"extends": found.preset, **({"precision": "fp8"} if found.fp8 else {})}, note)

@@ -1,7 +1,8 @@
 """Recognising a foreign file, and reading it into settings.
 
 Three kinds are understood: the reference system's experiment (``modules: pre_trainer: ...``), a YAML map of Megatron's
-arguments (or of TorchTitan's sections), and a shell script or line with Megatron's flags.
+arguments or MaxText's keys (or of TorchTitan's sections), and a shell script or line with Megatron's flags or MaxText's
+``key=value`` words.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from primus.config.document import Entry, Node, parse
-from primus.config.importing import arguments
+from primus.config.importing import arguments, assignments
 from primus.config.importing.rules import Rule, lookup
 from primus.config.importing.settings import Setting
 from primus.config.importing.table import HEAD, LAUNCHING, TABLES
@@ -48,7 +49,7 @@ class Input:
         return {
             "experiment": f"an experiment for {self.framework}",
             "map": f"a map of {self.framework} keys",
-            "arguments": "Megatron arguments",
+            "arguments": f"{'MaxText' if self.framework == 'maxtext' else 'Megatron'} arguments",
         }[self.kind]
 
 
@@ -66,10 +67,10 @@ def read(path: Path, environment: Mapping[str, str]) -> Input:
     tree = parse(text, source)
     if tree is None or tree.value is None:
         raise ConfigError(f"there is nothing but comments in {path}", where=str(path))
-    if isinstance(tree.value, str) and arguments.holds_flags(tree.value):
+    if isinstance(tree.value, str) and _holds_arguments(tree.value):
         return _arguments(path, text, source, environment)
     if not isinstance(tree.value, dict):
-        _refuse(tree.mark, "the file must hold `key: value` lines, or Megatron's `--flags`")
+        _refuse(tree.mark, "the file must hold `key: value` lines, Megatron's `--flags`, or MaxText's `key=value`")
     if "modules" in tree.value:
         return _experiment(path, tree.value)
     return _map(path, tree, tree.value)
@@ -82,10 +83,14 @@ def _refuse(mark: Mark, message: str, remedy: str = "") -> NoReturn:
 def _is_script(path: Path, text: str) -> bool:
     if path.suffix in (".sh", ".bash") or text.startswith("#!"):
         return True
-    if path.suffix in (".yaml", ".yml") or not arguments.holds_flags(text):
+    if path.suffix in (".yaml", ".yml") or not _holds_arguments(text):
         return False
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     return re.match(r"['\"]?[\w.-]+['\"]?:(\s|$)", lines[0]) is None
+
+
+def _holds_arguments(text: str) -> bool:
+    return arguments.holds_flags(text) or assignments.holds_pairs(text)
 
 
 def _arguments(path: Path, text: str, source: Source, environment: Mapping[str, str]) -> Input:
@@ -93,14 +98,19 @@ def _arguments(path: Path, text: str, source: Source, environment: Mapping[str, 
         found = lookup(LAUNCHING | TABLES["megatron"], name)
         return found[0] if found else None
 
-    found = arguments.settings(text, source, environment, rule)
-    if not any(item.name in TABLES["megatron"] for item in found):
+    found = {
+        "megatron": arguments.settings(text, source, environment, rule),
+        "maxtext": assignments.settings(text, source, environment, TABLES["maxtext"].__contains__),
+    }
+    counts = {name: sum(item.name in TABLES[name] for item in items) for name, items in found.items()}
+    framework = max(counts, key=lambda name: counts[name])
+    if not counts[framework]:
         raise ConfigError(
-            f"{path} holds no argument of Megatron",
+            f"{path} holds no argument of Megatron or MaxText",
             where=str(path),
-            remedy="name the script that calls pretrain_gpt.py, or a file with its arguments",
+            remedy="name the script that starts their training, or a file with its arguments",
         )
-    return Input(path, "arguments", "megatron", found)
+    return Input(path, "arguments", framework, found[framework])
 
 
 def _flat(entries: dict[str, Entry], table: Mapping[str, Rule], prefix: str = "") -> Iterator[Setting]:
@@ -114,7 +124,8 @@ def _flat(entries: dict[str, Entry], table: Mapping[str, Rule], prefix: str = ""
 
 
 def _map(path: Path, tree: Node, entries: dict[str, Entry]) -> Input:
-    """A map without modules: Megatron's arguments, also as its tests keep them, or TorchTitan's sections."""
+    """A map without modules: Megatron's arguments, also as its tests keep them, MaxText's keys, or TorchTitan's
+    sections."""
     if "MODEL_ARGS" in entries and isinstance(entries["MODEL_ARGS"].node.value, dict):
         inner = {name: entry for name, entry in entries.items() if name not in ("MODEL_ARGS", "ENV_VARS")}
         for wrapper in ("ENV_VARS", "MODEL_ARGS"):
@@ -127,7 +138,8 @@ def _map(path: Path, tree: Node, entries: dict[str, Entry]) -> Input:
         raise ConfigError(
             f"{path} is an experiment of this system already", where=str(path), remedy=f"primus-cli config check {path}"
         )
-    framework = "torchtitan" if titan else "megatron"
+    counts = {name: sum(key in TABLES[name] for key in entries) for name in ("megatron", "maxtext")}
+    framework = "torchtitan" if titan else max(counts, key=lambda name: counts[name])
     table = TABLES[framework]
     found = [item._replace(name=_plain(item.name)) for item in _flat(entries, table)]
     if not any(lookup(table, item.name) for item in found):
@@ -137,7 +149,7 @@ def _map(path: Path, tree: Node, entries: dict[str, Entry]) -> Input:
             "nothing here is known to the systems that can be imported",
             f"if it is an experiment of this system: primus-cli config check {path}"
             if known
-            else "files with `modules: pre_trainer:`, and Megatron's arguments, can be imported",
+            else "files with `modules: pre_trainer:`, and Megatron's or MaxText's arguments, can be imported",
         )
     return Input(path, "map", framework, found)
 
@@ -214,8 +226,6 @@ def _framework(module: str, key: Mark, entries: dict[str, Entry]) -> str:
     name = str(node.value).lower()
     if name in TABLES:
         return name
-    if name in ("maxtext", "jax"):
-        _refuse(node.mark, "MaxText files cannot be imported yet", f"{' and '.join(TABLES)} files can")
-    near = closest(name, [*TABLES, "maxtext"])
-    hint = f"did you mean {near}?" if near else f"{' and '.join(TABLES)} files can be imported"
+    near = closest(name, [*TABLES])
+    hint = f"did you mean {near}?" if near else f"{', '.join(TABLES)} files can be imported"
     _refuse(node.mark, f"unknown framework '{node.text or node.value}'", hint)

@@ -10,13 +10,23 @@ from primus.config.presets import available
 from primus.config.suggest import closest
 
 ALIASES = {
+    "deepseek2_16b": "deepseek_v2_lite",
+    "deepseek2_236b": "deepseek_v2",
+    "deepseek3_671b": "deepseek_v3_671B",
+    "deepseek_v2_16b": "deepseek_v2_lite",
     "deepseek_v3": "deepseek_v3_671B",
+    "llama3_405b": "llama3.1_405B",
+    "llama3.1_8b_instruct": "llama3.1_8B",
+    "llama3.1_70b_instruct": "llama3.1_70B",
+    "llama4_17b_16e": "llama4_scout_17B_16E",
+    "llama4_17b_128e": "llama4_maverick_17B_128E",
     "llama4_17b16e": "llama4_scout_17B_16E",
     "llama4_17bx16e": "llama4_scout_17B_16E",
     "llama4_17b128e": "llama4_maverick_17B_128E",
     "llama4_17bx128e": "llama4_maverick_17B_128E",
     "mixtral_8x7b_v0.1": "mixtral_8x7B",
     "mixtral_8x22b_v0.1": "mixtral_8x22B",
+    **{f"qwen3_{size.lower()}_base": f"qwen3_{size}" for size in ("1.7B", "4B", "8B", "14B", "30B_A3B")},
 }
 """Names that differ in more than case, dashes and endings."""
 

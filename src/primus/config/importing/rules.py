@@ -50,10 +50,15 @@ Outcome = Put | Native | Same | Idle | Drop
 class Others:
     """The values of all settings of a file, for rules that depend on more than their own. Null counts as not set."""
 
-    def __init__(self, values: Mapping[str, Any], *, preset: str = "") -> None:
-        """preset: name of the model preset there; empty when the file spells the architecture out."""
+    def __init__(
+        self, values: Mapping[str, Any], *, preset: str = "", plain: bool = False, devices: int | None = None
+    ) -> None:
+        """preset: name of the model preset there; empty when the file spells the architecture out. plain: the file is
+        the engine's own, with no presets of another system below it. devices: of a node, when that is known."""
         self._values = {name: value for name, value in values.items() if value is not None}
         self.preset = preset
+        self.plain = plain
+        self.devices = devices
 
     def __contains__(self, name: str) -> bool:
         return name in self._values

@@ -4,7 +4,7 @@
 ``always`` has one value here, ``off`` agrees when it is off, ``no`` is never carried, ``by`` converts.
 A name that ends in ``.*`` or ``*`` stands for all keys that begin so and have no row of their own.
 
-The engines' rows are in ``table_megatron`` and ``table_titan``; here is what stands around them in a file.
+The engines' rows are in ``table_megatron``, ``table_titan`` and ``table_maxtext``; here is what stands around them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 from primus.config.importing import reasons as r
 from primus.config.importing import values as v
 from primus.config.importing.rules import Rule, by, no
+from primus.config.importing.table_maxtext import MAXTEXT
 from primus.config.importing.table_megatron import MEGATRON
 from primus.config.importing.table_titan import TORCHTITAN
 
-TABLES: dict[str, dict[str, Rule]] = {"megatron": MEGATRON, "torchtitan": TORCHTITAN}
+TABLES: dict[str, dict[str, Rule]] = {"megatron": MEGATRON, "torchtitan": TORCHTITAN, "maxtext": MAXTEXT}
 
 # Beside the engine's settings: flags of the launcher in a shell script, and the head of the reference system's file.
 LAUNCHING: dict[str, Rule] = {
@@ -45,5 +46,6 @@ ENVIRONMENT: dict[str, Rule] = {
 PASSED_ON = (
     *("NCCL_", "RCCL_", "GLOO_", "HSA_", "HIP_", "HIPBLASLT_", "ROCBLAS_", "MIOPEN_", "NVTE_", "CUDA_", "GPU_MAX_"),
     *("PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "OMP_", "MKL_", "TOKENIZERS_", "UCX_", "AITER_"),
+    *("XLA_", "JAX_"),
 )
 """Beginnings of names of variables that libraries of the ranks read: they go to ``env``."""

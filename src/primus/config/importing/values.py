@@ -29,6 +29,16 @@ def run_name(value: Any, others: Others) -> Outcome:
     return Put({"name": value}, verbatim=True) if clean == value else Put({"name": clean}, "made fit for a directory")
 
 
+def preset(value: Any, others: Others) -> Outcome:
+    """The name of a model there -> our preset."""
+    found = names.model(str(value))
+    if value == "default":
+        return Same("no preset")
+    if found.preset is None:
+        return Drop(f"there is no preset of '{value}' here", f"the nearest is {found.near}" if found.near else "")
+    return Put({"extends": found.preset, **({"precision": "fp8"} if found.fp8 else {})})
+
+
 # how long
 
 
