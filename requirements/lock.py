@@ -19,6 +19,7 @@ from primus.runtime.interpreters import find
 HERE = Path(__file__).resolve().parent
 # From the largest to the smallest, each constrained by the one before: a package has one version in all of them.
 ORDER = ("dev", "torch", "launcher")
+JAX = ("jax", "jax-rocm", "jax-cuda")
 # Builds that plain Linux wheels of torch drag in; another build has none or others.
 BUILD_SPECIFIC = re.compile(r"^(nvidia-|cuda-|triton$|pytorch-triton|pip$)")
 
@@ -68,9 +69,10 @@ def main() -> None:
     python = find((3, 12))
     if python is None:
         raise SystemExit("jax.lock: no Python 3.12 or newer was found")
-    pins = resolve("jax", constraints, python)  # shares the launcher's versions, and none of torch's
-    write("jax", pins)
-    sys.stderr.write(f"jax.lock: {len(pins)} packages\n")
+    for name in JAX:  # shares the launcher's versions, and none of torch's
+        pins = resolve(name, constraints, python)
+        constraints = write(name, pins)
+        sys.stderr.write(f"{constraints.name}: {len(pins)} packages\n")
 
 
 if __name__ == "__main__":

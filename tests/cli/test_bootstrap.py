@@ -79,6 +79,10 @@ def test_pythonpath_of_the_user_stays(home: Path) -> None:
     assert done.returncode == 0
 
 
+def test_pythonhome_of_another_python_is_left_behind(home: Path) -> None:
+    assert call(home, "--version", PYTHONHOME="/nowhere").stdout == "primus-cli 0.1.0\n"
+
+
 def test_two_first_calls_make_it_once(tmp_path: Path) -> None:
     both = [
         subprocess.Popen(
@@ -124,7 +128,7 @@ def test_an_active_environment_that_has_everything_is_used_as_it_is(tmp_path: Pa
 def test_an_active_environment_that_lacks_something_is_left_alone(home: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     before = sorted(tmp_path.rglob("*"))
-    done = call(home, "env", "list", VIRTUAL_ENV=str(tmp_path / "venv"))
+    done = call(home, "env", "list", "--json", VIRTUAL_ENV=str(tmp_path / "venv"))
     assert str(environment(home)) in done.stdout
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -179,6 +183,14 @@ def test_a_chosen_python_that_lacks_packages(tmp_path: Path) -> None:
     line = one_line(call(tmp_path, PRIMUS_PYTHON=str(tmp_path / "venv" / "bin" / "python")))
     assert "No module named 'click'" in line
     assert "install requirements/launcher.lock into it, or unset PRIMUS_PYTHON" in line
+
+
+def test_the_made_environment_lacks_packages(home: Path) -> None:
+    (click,) = environment(home).glob("lib/python3*/site-packages/click")
+    aside = click.rename(click.with_name("aside"))
+    line = one_line(call(home, "--version"))
+    aside.rename(click)
+    assert f"remove {environment(home)}, and the next call makes it anew" in line
 
 
 def test_no_home(tmp_path: Path) -> None:

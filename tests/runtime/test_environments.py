@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import made
 import pytest
 
-from primus.errors import EnvironmentFault
-from primus.runtime import environments, installing, pins
-from primus.runtime.environments import ENVIRONMENTS, check_backend, engine_mismatches, import_path, locate
+from primus.errors import EnvironmentFault, Problem
+from primus.runtime import environments, installing, pins, ranks
+from primus.runtime.environments import ENVIRONMENTS, import_path, locate
 from primus.runtime.pins import Interpreter, Lock, Requirement, read_lock, read_requirements, shortcomings
+from primus.runtime.ranks import check_backend, check_import_path, engine_mismatches
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,6 +64,10 @@ def test_the_locks_agree_on_every_version() -> None:
     for name in ("torch", "launcher"):
         pinned = read_lock(name).pins
         assert {package: dev[package] for package in pinned} == pinned
+    jax = read_lock("jax").pins
+    for variant, kind in (("jax-rocm", "rocm7"), ("jax-cuda", "cuda13")):
+        plugins = {f"jax-{kind}-{part}": jax["jax"] for part in ("plugin", "pjrt")}
+        assert read_lock(variant).pins == jax | plugins
 
 
 def test_the_torch_environment_holds_what_the_package_asks_for() -> None:
@@ -75,6 +81,14 @@ def test_the_torch_environment_holds_what_the_package_asks_for() -> None:
         assert {item.replace("_", "-") for item in declared} == torch
 
 
+def test_the_jax_environment_holds_what_the_package_asks_for() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {*project["dependencies"], *project["optional-dependencies"]["maxtext"]}
+    assert {item.replace("_", "-") for item in declared} == {str(need) for need in read_requirements("jax", (3, 12))}
+
+
 @pytest.mark.parametrize(
     ("requirement", "found", "met"),
     [
@@ -84,6 +98,9 @@ def test_the_torch_environment_holds_what_the_package_asks_for() -> None:
         (Requirement("a", ">=", "2.13"), "2.9.1", False),
         (Requirement("a", ">=", "14"), "14", True),
         (Requirement("a"), "0.0.1", True),
+        (Requirement("a", "==", "0.11.1.*"), "0.11.1.post1", True),
+        (Requirement("a", "==", "0.11.1.*"), "0.11.1", True),
+        (Requirement("a", "==", "0.11.1.*"), "0.11.10", False),
     ],
 )
 def test_versions(requirement: Requirement, found: str, met: bool) -> None:
@@ -146,18 +163,15 @@ class TestLocate:
         assert located == environments.Located(str(active / "bin" / "python"), "active virtual environment")
         assert locate("dev") is None
 
-    def test_the_one_made_from_the_lock(self) -> None:
-        directory = ENVIRONMENTS["torch"].directory
-        (directory / "bin").mkdir(parents=True)
-        (directory / "bin" / "python").symlink_to(sys.executable)
+    def test_an_interpreter_chosen_for_another_engine_need_not_serve(
+        self, monkeypatch: pytest.MonkeyPatch, site: Callable[..., Interpreter]
+    ) -> None:
+        monkeypatch.setenv("PRIMUS_PYTHON", "/image/python")
+        chosen = site(version=(3, 12), jax="0.11.1")
+        monkeypatch.setattr(environments, "probe", lambda path: chosen)
         assert locate("torch") is None
-        (directory / "complete").write_text("")
-        located = locate("torch")
-        assert located is not None
-        assert located.origin == "made from its lock"
-        (directory / "bin" / "python").unlink()
-        (directory / "bin" / "python").symlink_to("/an/interpreter/that/was/removed")
-        assert locate("torch") is None
+        with pytest.raises(EnvironmentFault, match="maxtext: is not installed"):
+            locate("jax")
 
     def test_an_image_that_brings_its_own(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, site: Callable[..., Interpreter]
@@ -186,6 +200,34 @@ class TestLocate:
         brought = site(**everything() | {"torch": "2.9.1"})
         monkeypatch.setattr(environments, "probe", lambda path: brought)
         assert locate("torch") is None
+
+
+def test_what_describes_another_python_stays_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = {"PYTHONHOME": "/usr", "VIRTUAL_ENV": str(tmp_path), "CONDA_PREFIX": "/conda", "CONDA_DEFAULT_ENV": "base"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert not given.keys() & pins.variables_for("/another/python").keys()
+    assert "VIRTUAL_ENV" in pins.variables_for(str(tmp_path / "bin" / "python"))
+    assert "PYTHONHOME" in pins.variables_for(sys.executable)
+
+
+def test_packages_on_pythonpath_that_hide_the_environments_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, site: Callable[..., Interpreter]
+) -> None:
+    users, own = tmp_path / "users", site(version=(3, 12), **everything("jax")).path
+    made.metadata(users, "numpy", "1.26.4")
+    made.metadata(users, "xxhash", "9.0", tag="cp311-cp311-linux")
+    made.metadata(users, "pyyaml", "9.0", tag="cp312-cp312-linux")
+    made.metadata(users, "rich", "99.0", tag="py3-none-any")
+    monkeypatch.setattr(ranks, "probe", lambda *_: Interpreter("/ranks/python", (3, 12), (str(users), *own)))
+    check_import_path("jax", "/ranks/python", "/ours")
+    with pytest.raises(EnvironmentFault) as refused:
+        check_import_path("jax", "/ranks/python", f"/ours{os.pathsep}{users}")
+    assert refused.value.problems == (
+        Problem("PYTHONPATH", "what it adds does not fit /ranks/python, in which the ranks run", "unset PYTHONPATH"),
+        Problem("numpy", "is 1.26.4, needs >=2"),
+        Problem("xxhash", f"in {users} is compiled for cp311, not for cp312"),
+    )
 
 
 def test_a_rocm_build_without_a_local_version_is_recognized(site: Callable[..., Interpreter]) -> None:
@@ -222,13 +264,13 @@ def test_a_plugin_that_the_ranks_would_miss_is_refused(
     monkeypatch: pytest.MonkeyPatch, site: Callable[..., Interpreter]
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "support" / "plugins"))
-    ranks = site(**everything())
-    monkeypatch.setattr(environments, "probe", lambda path: ranks)
+    theirs = site(**everything())
+    monkeypatch.setattr(ranks, "probe", lambda path: theirs)
     check_backend("torchtitan", "/another/python")
     check_backend("counting", sys.executable)
     with pytest.raises(EnvironmentFault, match="but not in /another/python, in which the ranks run"):
         check_backend("counting", "/another/python")
-    ranks = site(counting="1.0")
+    theirs = site(counting="1.0")
     check_backend("counting", "/another/python")
 
 
@@ -239,20 +281,22 @@ class Waiting(io.StringIO):
 def test_the_second_of_two_installations_waits_and_makes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began, go_on, made = threading.Event(), threading.Event(), []
+    began, go_on, done = threading.Event(), threading.Event(), []
 
     def make(self: installing.Installation) -> None:
         began.set()
         go_on.wait(10)
-        made.append(self.directory)
-        (self.directory / "bin").mkdir(parents=True)
-        (self.directory / "bin" / "python").write_text("")
-        (self.directory / "complete").write_text("")
+        done.append(self.directory)
 
     monkeypatch.setattr(installing.Installation, "_make", make)
     lock, out = Lock(tmp_path / "a.lock", "0", {}), Waiting()
+
+    def faults() -> list[Problem]:
+        return [] if done else [Problem("a", "is not there")]
+
     threads = [
-        threading.Thread(target=installing.install, args=(lock, tmp_path / "envs/a", "a", out)) for _ in range(2)
+        threading.Thread(target=installing.install, args=(lock, tmp_path / "envs/a", "a", out, faults))
+        for _ in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -262,7 +306,7 @@ def test_the_second_of_two_installations_waits_and_makes_nothing(
     go_on.set()
     for thread in threads:
         thread.join(10)
-    assert made == [tmp_path / "envs/a"]
+    assert done == [tmp_path / "envs/a"]
 
 
 @pytest.mark.parametrize("terminal", [True, False])

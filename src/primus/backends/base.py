@@ -126,6 +126,20 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Varied(Protocol):
+    """What a backend offers beside whose environment depends on the devices."""
+
+    def environment_on(self, device: str) -> str:
+        """The environment for devices of a kind (cpu, cuda, rocm); ``environment`` is the one for the CPU."""
+        ...
+
+
+def environment_on(backend: Backend, device: str) -> str:
+    """The environment that `backend` trains in on devices of kind `device`."""
+    return backend.environment_on(device) if isinstance(backend, Varied) else backend.environment
+
+
+@runtime_checkable
 class Described(Protocol):
     """What a backend offers beside that supports several versions of its engine."""
 

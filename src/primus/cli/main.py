@@ -21,10 +21,10 @@ from primus.errors import PrimusError, UsageError
 try:
     import click
 except ImportError as missing:
-    sys.stderr.write(
-        f"primus-cli: {missing} in {sys.executable}: "
-        "install requirements/launcher.lock into it, or unset PRIMUS_PYTHON and leave the virtual environment\n"
-    )
+    remedy = "install requirements/launcher.lock into it, or unset PRIMUS_PYTHON and leave the virtual environment"
+    if (Path(sys.prefix) / "complete").exists():  # made by us
+        remedy = f"remove {sys.prefix}, and the next call makes it anew"
+    sys.stderr.write(f"primus-cli: {missing} in {sys.executable}: {remedy}\n")
     sys.exit(1)
 
 EXAMPLES = """\

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from primus.backends import registry
-from primus.backends.base import Backend, Extended, NativeConfig
+from primus.backends.base import Backend, Extended, NativeConfig, environment_on
 from primus.config import huggingface, model_size
 from primus.config.experiment import Experiment, Workflow
 from primus.config.keys import keys
@@ -76,7 +76,7 @@ def make_plan(
         topology=arranged,
         data=data,
         run_directory=os.path.abspath(run_directory),
-        environment=backend.environment,
+        environment=environment_on(backend, experiment.hardware.device),
         engine=dict(sorted(backend.native_schema().engine.items())),
         native=native,
         env=dict(sorted({**backend_env, **experiment.env}.items())),

@@ -14,21 +14,22 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from shutil import which
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from primus.errors import EnvironmentFault, PrimusError, Problem
-from primus.home import primus_home
-from primus.runtime.installing import STAMP, install
+from primus.home import invoked_as, primus_home
+from primus.runtime import integrity
+from primus.runtime.installing import install
 from primus.runtime.interpreters import find
 from primus.runtime.pins import (
     Interpreter,
     Lock,
     probe,
-    public,
     read_lock,
     read_requirements,
     shortcomings,
     this_interpreter,
+    variables_for,
 )
 
 REEXECUTED = "PRIMUS_REEXECUTED"
@@ -37,11 +38,14 @@ REEXECUTED = "PRIMUS_REEXECUTED"
 
 @dataclass(frozen=True)
 class Environment:
+    """engine: the package that it is about; a chosen interpreter that has another environment's instead need not serve
+    this one. extends: another environment, which this one serves too once it is made."""
+
     name: str
     summary: str
     python: tuple[int, int]
-    apart: bool = False
-    """No interpreter holds it beside the others': PRIMUS_PYTHON serves it if it has its engine, and need not."""
+    engine: str = ""
+    extends: str = ""
 
     @property
     def lock(self) -> Lock:
@@ -53,20 +57,42 @@ class Environment:
         return primus_home() / "envs" / f"{self.name}-{self.lock.digest}"
 
     @property
-    def made(self) -> bool:
-        return (self.directory / STAMP).exists() and (self.directory / "bin" / "python").exists()
+    def executable(self) -> str:
+        """Its Python, once it is made."""
+        return str(self.directory / "bin" / "python")
+
+    @property
+    def state(self) -> Literal["not made", "being made", "unusable", "broken", "ready"]:
+        """Of the one made from the lock. Unusable: it was never finished, or its Python is gone; whoever needs it next
+        makes it anew. Broken: its packages are not the lock's any more."""
+        if integrity.held(self.directory):
+            return "being made"
+        if not self.directory.exists():
+            return "not made"
+        if integrity.unusable(self.directory):
+            return "unusable"
+        return "broken" if self.faults() else "ready"
+
+    def faults(self, thorough: bool = False) -> list[Problem]:
+        """Why the one made from the lock cannot serve; empty when it can. thorough: look at every file."""
+        problems = integrity.faults(self.name, self.directory)
+        made = integrity.interpreter(self.directory)
+        return problems or (integrity.damage(made) if thorough and made else [])
 
     def shortcomings(self, interpreter: Interpreter) -> list[Problem]:
+        """What keeps an `interpreter` that was there already from serving."""
         return shortcomings(interpreter, read_requirements(self.name, interpreter.version), self.python)
 
 
 ENVIRONMENTS = {
     environment.name: environment
     for environment in (
-        Environment("launcher", "command line, configuration, plans", (3, 11)),
-        Environment("torch", "training on PyTorch: TorchTitan, Megatron, tokenizers, datasets", (3, 11)),
-        Environment("jax", "training on JAX: MaxText", (3, 12), apart=True),
-        Environment("dev", "torch, and what the tests, linters and documentation checks need", (3, 11)),
+        Environment("launcher", "command line and plans", (3, 11)),
+        Environment("torch", "training on PyTorch; data", (3, 11), engine="torch"),
+        Environment("jax", "training on JAX", (3, 12), engine="jax"),
+        Environment("jax-rocm", "JAX on AMD GPUs (ROCm 7)", (3, 12), engine="jax", extends="jax"),
+        Environment("jax-cuda", "JAX on NVIDIA GPUs (CUDA 13)", (3, 12), engine="jax", extends="jax"),
+        Environment("dev", "tests, linters, page checks", (3, 11), engine="torch"),
     )
 }
 
@@ -89,8 +115,8 @@ def locate(name: str) -> Located | None:
     """The interpreter that serves environment `name`, None when it has to be made first.
 
     In this order: PRIMUS_PYTHON, this interpreter, the active virtual environment, the one made from the lock, and a
-    ``python3`` on PATH that brings its own torch (a ROCm image's). Raises EnvironmentFault with the list of what does
-    not match when PRIMUS_PYTHON, or a ROCm build of torch, was there but cannot serve.
+    ``python3`` on PATH that brings its own engine (a ROCm image's). Raises EnvironmentFault with the list of what does
+    not match when PRIMUS_PYTHON, the one made, or a GPU's build of an engine was there but cannot serve.
     """
     environment = get(name)
     if chosen := os.environ.get("PRIMUS_PYTHON"):
@@ -98,7 +124,8 @@ def locate(name: str) -> Located | None:
         problems = environment.shortcomings(interpreter)
         if not problems:
             return Located(interpreter.executable, "PRIMUS_PYTHON")
-        if not environment.apart or interpreter.installed(name):
+        engines = {each.engine for each in ENVIRONMENTS.values() if interpreter.installed(each.engine)}
+        if not engines or environment.engine in engines:
             raise _refusal(
                 environment, interpreter, problems, "(PRIMUS_PYTHON)", "install these, or unset PRIMUS_PYTHON"
             )
@@ -108,29 +135,48 @@ def locate(name: str) -> Located | None:
     for interpreter in found:
         if not environment.shortcomings(interpreter):
             return Located(interpreter.executable, "active virtual environment")
-    if environment.made:
-        return Located(str(environment.directory / "bin" / "python"), "made from its lock")
-    return None if name == "launcher" else _brought_along(environment, found)
+    return _made(environment) or (None if name == "launcher" else _brought_along(environment, found))
+
+
+def _made(environment: Environment) -> Located | None:
+    """The one made from the lock. Raises EnvironmentFault when it is not what it was made as."""
+    state = environment.state
+    if state == "ready":
+        return Located(environment.executable, "made from its lock")
+    if state == "broken":
+        head = Problem(
+            str(environment.directory),
+            f"the {environment.name} environment is not what it was made as",
+            f"make it anew: {invoked_as()} env create {environment.name}; "
+            f"or keep your changes: PRIMUS_PYTHON={environment.executable}",
+        )
+        raise EnvironmentFault(problems=[head, *environment.faults()])
+    for other in ENVIRONMENTS.values():
+        if other.extends == environment.name and other.state == "ready":
+            return Located(other.executable, f"the {other.name} environment")
+    return None
 
 
 def _brought_along(environment: Environment, found: list[Interpreter]) -> Located | None:
-    """A ``python3`` on PATH that has what is needed. Raises EnvironmentFault beside a ROCm torch that cannot serve."""
+    """A ``python3`` on PATH that has what is needed. Raises EnvironmentFault beside a GPU's build that cannot serve."""
     if on_path := which("python3"):
         found = [*found, probe(on_path)]
         if not environment.shortcomings(found[-1]):
             return Located(found[-1].executable, "python3 on PATH")
-    for interpreter in filter(_is_rocm, found):
-        # Making our own here would put whatever build pip finds first, CUDA perhaps, beside a ROCm one.
-        remedy = f"install these; or point pip at a ROCm build and run: primus-cli env create {environment.name}"
-        problems = environment.shortcomings(interpreter)
-        raise _refusal(environment, interpreter, problems, "has a ROCm build of torch but", remedy)
+    for interpreter in found:
+        if what := _covered_up(environment, interpreter):
+            # Making our own here would put whatever build pip finds first, CUDA perhaps, beside a ROCm one.
+            remedy = f"install these; or have another made beside it: {invoked_as()} env create {environment.name}"
+            problems = environment.shortcomings(interpreter)
+            raise _refusal(environment, interpreter, problems, f"has {what} but", remedy)
     return None
 
 
-def create(name: str) -> str:
-    """Make environment `name` from its lock unless it is there. Returns its interpreter."""
+def create(name: str, thorough: bool = False) -> str:
+    """Make environment `name` from its lock unless it is there and whole. Returns its interpreter. thorough: look at
+    every file of one that is there."""
     environment = get(name)
-    if not environment.made:
+    if environment.faults(thorough):
         python = find(environment.python)
         if python is None:
             wanted = ".".join(map(str, environment.python))
@@ -139,8 +185,8 @@ def create(name: str) -> str:
                 remedy=f"install one so that python{wanted} is on PATH, e.g. `apt install python{wanted} "
                 f"python{wanted}-venv` or `uv python install {wanted}`",
             )
-        install(environment.lock, environment.directory, python, sys.stderr)
-    return str(environment.directory / "bin" / "python")
+        install(environment.lock, environment.directory, python, sys.stderr, lambda: environment.faults(thorough))
+    return environment.executable
 
 
 def provide(name: str) -> str:
@@ -164,7 +210,8 @@ def ensure(name: str, argv: Sequence[str]) -> None:
     python = provide(name)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(python, [python, "-P", "-m", "primus.cli", *argv], {**os.environ, **import_path(), REEXECUTED: name})
+    variables = {**variables_for(python), **import_path(), REEXECUTED: name}
+    os.execve(python, [python, "-P", "-m", "primus.cli", *argv], variables)
 
 
 def import_path() -> dict[str, str]:
@@ -211,6 +258,13 @@ def _active() -> list[Interpreter]:
     ]
 
 
+def _covered_up(environment: Environment, interpreter: Interpreter) -> str:
+    """The GPU's build of the environment's engine that `interpreter` has, in words; empty if it has none."""
+    if environment.engine == "torch":
+        return "a ROCm build of torch" if _is_rocm(interpreter) else ""
+    return "jax" if environment.extends and interpreter.installed(environment.engine) else ""
+
+
 def _is_rocm(interpreter: Interpreter) -> bool:
     distribution = interpreter.installed("torch")
     if distribution is None:
@@ -226,35 +280,6 @@ def _refusal(
 ) -> EnvironmentFault:
     head = Problem(interpreter.executable, f"{what} cannot serve as the {environment.name} environment", remedy)
     return EnvironmentFault(problems=[head, *problems])
-
-
-def engine_mismatches(interpreter: Interpreter, engine: dict[str, str]) -> list[Problem]:
-    """Packages of which `interpreter` holds another version than the plan was made for."""
-    problems = []
-    for package, version in engine.items():
-        distribution = interpreter.installed(package)
-        found = distribution.version if distribution else "missing"
-        if public(found) != public(version):
-            problems.append(Problem(package, f"is {found}, the plan was made for {version}"))
-    return problems
-
-
-def check_backend(name: str, python: str) -> None:
-    """Raise EnvironmentFault when the ranks' interpreter would not find backend `name`, a plugin that this one has."""
-    from importlib.metadata import entry_points
-
-    from primus.backends.registry import BUILT_IN, GROUP
-
-    if name in BUILT_IN or Path(python) == Path(sys.executable):
-        return
-    packages = [point.dist.name for point in entry_points(group=GROUP, name=name) if point.dist]
-    interpreter = probe(python)
-    missing = [package for package in packages if interpreter.installed(package) is None]
-    if missing:
-        raise EnvironmentFault(
-            f"backend '{name}' is in {sys.executable} but not in {python}, in which the ranks run",
-            remedy=f"install {missing[0]} there too; or set PRIMUS_PYTHON to an interpreter that has everything",
-        )
 
 
 def main() -> NoReturn:

@@ -9,15 +9,14 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from primus.errors import EnvironmentFault
-from primus.runtime.pins import Lock, normalized
-
-STAMP = "complete"
+from primus.errors import EnvironmentFault, Problem
+from primus.runtime.integrity import STAMP, lock_file
+from primus.runtime.pins import Lock, normalized, variables_for
 
 # What pip and venv say when they fail -> cause and remedy. The first that matches is shown.
 CAUSES = (
@@ -71,18 +70,21 @@ def exclusive(path: Path, waiting: str, out: TextIO) -> Iterator[int]:
         os.close(descriptor)
 
 
-def install(lock: Lock, directory: Path, python: str, out: TextIO) -> None:
+def install(lock: Lock, directory: Path, python: str, out: TextIO, faults: Callable[[], list[Problem]]) -> None:
     """Make `directory` an environment of `python` with exactly the lock's packages, marked complete at the very end.
 
-    Two processes may ask at once: the second waits and finds it made. What a killed one left is made again.
+    Two processes may ask at once: the second waits and finds it without `faults`. One that has some is made anew.
     Raises EnvironmentFault naming the cause and the remedy; nothing half-made stays.
     """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        held = directory.with_name(f"{directory.name}.lock")
-        with exclusive(held, f"another process is making {directory}: waiting", out) as descriptor:
-            if (directory / STAMP).exists() and (directory / "bin" / "python").exists():
+        waiting = f"another process is making {directory}: waiting"
+        with exclusive(lock_file(directory), waiting, out) as descriptor:
+            found = faults()
+            if not found:
                 return
+            if directory.exists():
+                out.write(f"{found[0]}\n")
             Installation(lock, directory, python, out, descriptor).run()
     except OSError as error:
         raise fault(lock.name, directory, f"{error.strerror}: {error.filename or directory}", None) from error
@@ -137,7 +139,7 @@ class Installation:
                 text=True,
                 errors="replace",
                 pass_fds=(self.held,),
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**variables_for(command[0]), "PYTHONUNBUFFERED": "1"},
             )
             assert child.stdout is not None
             try:

@@ -26,18 +26,23 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(?:(==|>=)\s*([0-9][^\s;]*))?")
 _MARKER = re.compile(r"python_version\s*(<|>=)\s*[\"'](\d+)\.(\d+)[\"']")
 """The one kind of marker that is used: engines whose newer versions want a newer Python."""
 
+_JAX_PLUGIN = re.compile(r"jax-(?:rocm|cuda|oneapi)\d*-(?:plugin|pjrt)")
+
 _METADATA = re.compile(r"(.+?)-([0-9][^-]*)(?:-py3[.\d]*)?\.(?:dist|egg)-info")
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """operator: ``==`` for engines, whose version must match; ``>=``; or empty for any version."""
+    """operator: ``==`` for engines, whose version must match (``1.2.*``: any build of that release); ``>=``; or empty
+    for any version."""
 
     name: str
     operator: str = ""
     version: str = ""
 
     def met_by(self, found: str) -> bool:
+        if self.operator == "==" and self.version.endswith(".*"):
+            return f"{public(found)}.".startswith(self.version[:-1])
         if self.operator == "==":
             return public(found) == self.version
         return self.operator == "" or numbers(found) >= numbers(self.version)
@@ -78,12 +83,12 @@ class Interpreter:
 
     def installed(self, package: str) -> Installed | None:
         """The package as it would be imported, if it is there."""
-        return self._packages.get(normalized(package))
+        return self.packages.get(normalized(package))
 
     @cached_property
-    def _packages(self) -> dict[str, Installed]:
-        """Read from the names of metadata directories, which costs a listing each; importlib.metadata would parse
-        every file."""
+    def packages(self) -> dict[str, Installed]:
+        """By normalized name. Read from the names of metadata directories, which costs a listing each;
+        importlib.metadata would parse every file."""
         found: dict[str, Installed] = {}
         for entry in self.path:
             with suppress(OSError):
@@ -117,9 +122,10 @@ def read_requirements(name: str, python: tuple[int, int] = sys.version_info[:2])
     return found
 
 
-def read_lock(name: str) -> Lock:
+def read_lock(name: str, python: tuple[int, int] = sys.version_info[:2]) -> Lock:
+    """The lock of environment `name` with the versions that hold for a Python."""
     path = FILES / f"{name}.lock"
-    pins = dict(line.split("==", 1) for line in _lines(path, sys.version_info[:2]))
+    pins = dict(line.split("==", 1) for line in _lines(path, python))
     with path.open(encoding="utf-8") as file:
         return Lock(path, file.readline().removeprefix("#").strip(), pins)
 
@@ -128,22 +134,36 @@ def this_interpreter() -> Interpreter:
     return Interpreter(sys.executable, sys.version_info[:2], tuple(entry for entry in sys.path if entry))
 
 
-def probe(executable: str) -> Interpreter:
-    """Ask another Python for its version and import path; it imports nothing.
+def probe(executable: str, pythonpath: str | None = None) -> Interpreter:
+    """Ask another Python for its version and import path; it imports nothing. pythonpath: its ``PYTHONPATH``, if not
+    this process's.
 
     Raises EnvironmentFault when it cannot be started.
     """
     question = "import json, sys; print(json.dumps([sys.version_info[:2], sys.path, sys.executable]))"
+    variables = variables_for(executable) | ({} if pythonpath is None else {"PYTHONPATH": pythonpath})
+    command = [executable, "-P", "-c", question]
     try:
-        answer = subprocess.run(
-            [executable, "-P", "-c", question], capture_output=True, text=True, timeout=60, check=True
-        )
+        answer = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=True)
         version, path, real = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise EnvironmentFault(
             f"{executable} cannot be used as a Python interpreter: {error}", remedy="name a Python 3.11 or newer"
         ) from error
     return Interpreter(real, (version[0], version[1]), tuple(entry for entry in path if entry))
+
+
+def variables_for(executable: str) -> dict[str, str]:
+    """This process's environment variables without what describes another Python than `executable`: PYTHONHOME, and an
+    active virtual or conda environment in which it is not."""
+    variables = dict(os.environ)
+    if executable != sys.executable:
+        variables.pop("PYTHONHOME", None)
+    for root, others in (("VIRTUAL_ENV", ("VIRTUAL_ENV_PROMPT",)), ("CONDA_PREFIX", ("CONDA_DEFAULT_ENV",))):
+        if root in variables and not Path(executable).is_relative_to(variables[root]):
+            for name in (root, *others):
+                variables.pop(name, None)
+    return variables
 
 
 def shortcomings(interpreter: Interpreter, needs: Iterable[Requirement], minimum: tuple[int, int]) -> list[Problem]:
@@ -158,7 +178,25 @@ def shortcomings(interpreter: Interpreter, needs: Iterable[Requirement], minimum
             problems.append(Problem(need.name, f"is not installed, needs {need}"))
         elif not need.met_by(distribution.version):
             problems.append(Problem(need.name, f"is {distribution.version}, needs {need.operator}{need.version}"))
-    return problems
+    named = {problem.where for problem in problems}
+    return [*problems, *(problem for problem in plugin_mismatches(interpreter) if problem.where not in named)]
+
+
+def is_jax_plugin(name: str) -> bool:
+    """Whether a package gives jax a kind of devices."""
+    return _JAX_PLUGIN.fullmatch(name) is not None
+
+
+def plugin_mismatches(interpreter: Interpreter) -> list[Problem]:
+    """Plugins that give jax its devices and are not of its release. jax passes over such a CUDA plugin with a warning,
+    and loads a ROCm one without a look."""
+    jax = interpreter.installed("jax")
+    release = ".".join(map(str, numbers(jax.version)[:3])) if jax else ""
+    return [
+        Problem(name, f"is {found.version}, jax is {release}", f"pip install '{name}=={release}.*', or remove it")
+        for name, found in sorted(interpreter.packages.items())
+        if release and is_jax_plugin(name) and not Requirement(name, "==", f"{release}.*").met_by(found.version)
+    ]
 
 
 def _lines(path: Path, python: tuple[int, int]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from primus.events.types import RunEnded
 from primus.launch.direct import Command
 from primus.plan.plan import Plan
 from primus.runtime.agent import tail
+from primus.runtime.pins import variables_for
 from primus.runtime.processes import PARENT, ending
 from primus.runtime.run_directory import Attempt
 from primus.runtime.stacks import silent_ranks
@@ -225,11 +226,11 @@ class Supervisor:
                 outcome.agent += f"\n{error}"
 
 
-def environment() -> dict[str, str]:
-    """What ranks inherit from the shell, less what would confuse a rendezvous of our own."""
+def environment(python: str) -> dict[str, str]:
+    """What ranks of `python` inherit from the shell, less what would confuse a rendezvous of our own or that Python."""
     foreign = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
     return {
         name: value
-        for name, value in os.environ.items()
+        for name, value in variables_for(python).items()
         if name not in foreign and not name.startswith("TORCHELASTIC_")
     }

@@ -18,11 +18,12 @@ from primus.home import invoked_as
 from primus.launch.direct import Command
 from primus.plan.diff import differences
 from primus.plan.plan import Plan
-from primus.runtime.environments import check_backend, provide
+from primus.runtime.environments import import_path, provide
 from primus.runtime.failure import screen
 from primus.runtime.job import Job
 from primus.runtime.lock import RunLock, await_attempt
 from primus.runtime.moving import settle
+from primus.runtime.ranks import check_backend, check_import_path
 from primus.runtime.run_directory import Attempt
 from primus.runtime.supervise import Interrupts, Outcome, Supervisor, environment
 
@@ -34,6 +35,7 @@ def train(job: Job) -> int:
     128 + n stopped by signal n, also when it came to another node."""
     python = provide(job.plan.environment)
     check_backend(job.plan.experiment.backend, python)
+    check_import_path(job.plan.environment, python, import_path()["PYTHONPATH"])
     if job.place.node_rank:
         return _join(job, python)
     with job.directory.claim(say) as lock:
@@ -96,7 +98,7 @@ def _supervise(job: Job, attempt: Attempt, command: Command, lock: RunLock | Non
     tell(f"starting {ranks}{where}: attempt {attempt.number} in {job.directory.path}")
     supervisor = Supervisor(job.plan, attempt, lock.beat if lock else lambda: None, node)
     with Interrupts() as interrupts:
-        outcome = supervisor.run(command, environment(), interrupts)
+        outcome = supervisor.run(command, environment(command.argv[0]), interrupts)
     report = _report(job.directory.path) if node == 0 else None
     return _finish(job, attempt, outcome, report)
 

@@ -23,10 +23,10 @@ from primus.events.bus import Bus
 from primus.events.sinks import Sink, SinkContext, open_sinks
 from primus.events.types import Event, RankFailed, RunEnded, StepDone
 from primus.plan.plan import Plan
-from primus.runtime.environments import engine_mismatches
 from primus.runtime.lock import hold_as_worker
 from primus.runtime.pins import this_interpreter
 from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent
+from primus.runtime.ranks import engine_mismatches
 
 
 @dataclass(frozen=True)

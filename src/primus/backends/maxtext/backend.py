@@ -21,6 +21,9 @@ class MaxTextBackend:
     environment = "jax"
     processes: Processes = "per_node"
 
+    def environment_on(self, device: str) -> str:
+        return self.environment if device == "cpu" else f"{self.environment}-{device}"
+
     def capabilities(self) -> Capabilities:
         return Capabilities(
             workflows=frozenset({"pretrain"}),
