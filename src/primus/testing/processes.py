@@ -18,8 +18,9 @@ from pathlib import Path
 from primus.backends import registry
 from primus.events.types import Event, StepDone
 from primus.plan.plan import Plan
+from primus.runtime.environments import import_path, provide
 from primus.runtime.pins import this_interpreter
-from primus.runtime.ranks import engine_mismatches, import_path, provide
+from primus.runtime.ranks import engine_mismatches
 
 
 @dataclass(frozen=True)
