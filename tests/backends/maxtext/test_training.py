@@ -69,7 +69,8 @@ def one(python: str, root: Path, dataset: Path) -> dict[str, Ran]:
     cases.append(Case("within", plan_of(root, "within", dataset, **WITHIN)))
     diverging = plan_of(root, "diverging", dataset, checkpoint__interval=1, optimizer__lr=1e30)
     elsewhere = plan_of(root, "elsewhere", dataset, hardware={"name": "H100", "device": "cuda"}, precision="bf16")
-    cases += [Case("diverging", diverging), Case("elsewhere", elsewhere)]
+    full = Case("full", plan_of(root, "full", dataset, checkpoint__interval=5), file_limit=100_000)
+    cases += [Case("diverging", diverging), Case("elsewhere", elsewhere), full]
     cases += [Case("broken", stopped, stop=(0, 7)), Case("resumed", stopped, attempt=2)]
     return run_gang(cases, 1, root / "one", python=python)
 
@@ -158,3 +159,13 @@ def test_devices_that_are_not_the_planned_ones_are_refused(one: dict[str, Ran]) 
     """JAX itself would go on on the CPU."""
     (error,) = one["elsewhere"].errors
     assert "the plan is for H100 (cuda), but JAX runs on cpu here" in error
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(one: dict[str, Ran], root: Path) -> None:
+    (error,) = one["full"].errors
+    assert "the checkpoint of step 10 was not saved: rank 0: File too large (free the space" in error
+    first, last = (event["message"] for event in one["full"].of("notice"))
+    assert first == "the checkpoint of step 5 was not saved: rank 0: File too large; the last complete one is kept"
+    assert "step 10" in last
+    assert list(one["full"].losses) == list(range(1, 11)), "training went on"
+    assert not list((root / "full" / "checkpoints").iterdir())

@@ -6,7 +6,9 @@ Arrays are whole there, whatever devices held them, so a run continues on anothe
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
+import re
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,7 +52,7 @@ class Checkpoints(RunCheckpoints):
                 self._orbax.save((directory / FOLDER).absolute(), state)
                 self._orbax.wait_until_finished()
             except (ValueError, RuntimeError) as error:
-                raise CheckpointError(str(error)) from error
+                raise CheckpointError(_reason(error)) from error
             return {}
 
         return write, None
@@ -68,7 +70,7 @@ class Checkpoints(RunCheckpoints):
             found = self._orbax.restore((info.directory / FOLDER).absolute(), wanted)
         except (ValueError, KeyError, OSError) as error:
             raise CheckpointError(
-                f"cannot be loaded: {error}",
+                f"cannot be loaded: {_reason(error)}",
                 where=str(info.directory),
                 remedy="continue with the version of Primus that wrote it",
             ) from error
@@ -93,6 +95,14 @@ class Checkpoints(RunCheckpoints):
 
     def _from_first_rank(self, value: T) -> T:
         return self._gather(value)[0]
+
+
+def _reason(error: Exception) -> str:
+    """One sentence: the system's where there is one, else without tensorstore's specification of the array."""
+    text = str(error)
+    if number := re.search(r"os_error_code='(\d+)'", text):
+        return os.strerror(int(number[1]))
+    return text.partition(" [tensorstore_spec=")[0]
 
 
 def _aside(array: Any) -> Any:
