@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from balance import Balance
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -35,12 +36,18 @@ class Trained:
     gap: float
 
 
-def train(plan: Plan, dtype: torch.dtype = torch.float32) -> Trained:
-    """Losses and gradient norms of the plan's steps, counted from 1."""
+def train(
+    plan: Plan, dtype: torch.dtype = torch.float32, *, model: torch.nn.Module | None = None, balanced: bool = False
+) -> Trained:
+    """Losses and gradient norms of the plan's steps, counted from 1.
+
+    model: what is trained, if not a random start. balanced: experts are, as ``moe.balance`` says.
+    """
     experiment = plan.experiment
     settings, schedule = experiment.train, experiment.optimizer
-    model = random_model(plan, dtype)
+    model = random_model(plan, dtype) if model is None else model
     gaps = watch_routers(model, experiment.model)
+    balance = Balance(plan, model) if balanced else None
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -60,13 +67,15 @@ def train(plan: Plan, dtype: torch.dtype = torch.float32) -> Trained:
         inputs, labels = (torch.from_numpy(np.ascontiguousarray(array)) for array in (batch.inputs, batch.labels))
         logits = model(input_ids=inputs).logits
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
-        loss.backward()
+        (loss + balance.loss() if balance else loss).backward()
         clip = schedule.clip_grad_norm or float("inf")
         norms[step + 1] = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, schedule, plan.decay_steps)
         optimizer.step()
         optimizer.zero_grad()
+        if balance:
+            balance.step()
         losses[step + 1] = loss.item()
     return Trained(losses, norms, min(gaps, default=math.inf))
 

@@ -27,7 +27,7 @@ class MaxTextBackend:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             workflows=frozenset({"pretrain"}),
-            model_types=frozenset({"llama", "qwen2", "qwen3"}),
+            model_types=frozenset({"llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3"}),
             parallel_axes=frozenset({"data_shard", "tensor"}),
             precisions={kind: frozenset({"fp32", "bf16"}) for kind in ("cpu", "cuda", "rocm")},
         )
@@ -40,12 +40,13 @@ class MaxTextBackend:
     def plan(
         self, experiment: Experiment, topology: Topology, data: PlannedData
     ) -> tuple[NativeConfig, dict[str, str], tuple[Patch, ...]]:
+        from primus.backends.maxtext import patches
         from primus.backends.maxtext.translate import native_config
 
         device = experiment.hardware.device
         # said outright, a device that is missing is an error: JAX would fall back to the CPU
         env = {"DECOUPLE_GCLOUD": "TRUE", "JAX_PLATFORMS": "cpu" if device == "cpu" else f"{device},cpu"}
-        return native_config(experiment, topology, data), env, ()
+        return native_config(experiment, topology, data), env, patches.for_model(experiment.model)
 
     def run(self, plan: Plan, session: Session) -> Result:
         from primus.backends.maxtext.worker import run

@@ -1,25 +1,23 @@
-"""Where the elements of MaxText's parameters live in a Hugging Face checkpoint.
-
-MaxText keeps the layers of a model in one array each, the layer as its first dimension (``param_scan_axis: 0``), and
-projections as [inputs, heads, width]: the transpose of what Hugging Face stores.
-"""
+"""Where the elements of MaxText's parameters live in a Hugging Face checkpoint. Needs neither jax nor MaxText."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from math import prod
+from collections.abc import Iterator
+from dataclasses import replace
 
-import numpy as np
-
-from primus.checkpoints.weights import Rows, Source, Start, Weight, norm, plain
-from primus.config.dimensions import head_dim, key_value_heads
+from primus.backends.maxtext.layout_parts import Stack, expert_projection, projection, transposed, vectors
+from primus.checkpoints.weights import Source, Weight, balancing_bias, norm, plain
+from primus.config.dimensions import expert_width, head_dim, key_value_heads, shared_experts
 from primus.config.experiment import Model
+from primus.config.families import latent_attention
+from primus.config.layers import dense_layers
 
-LAYERS = "decoder.layers"
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+"""What Hugging Face calls the matrices of a feed-forward that MaxText calls ``wi_0``, ``wi_1`` and ``wo``."""
 
 
 def weights(model: Model) -> list[Weight]:
-    """Every parameter of a model, under its path in MaxText's state."""
+    """Every parameter of a model, and the biases that balance its experts, under their paths in MaxText's state."""
     return list(_weights(model))
 
 
@@ -29,78 +27,96 @@ def _weights(model: Model) -> Iterator[Weight]:
     yield norm("decoder.decoder_norm.scale", "model.norm.weight", hidden)
     if not model.tie_word_embeddings:
         yield transposed("decoder.logits_dense.kernel", "lm_head.weight", hidden, vocabulary)
-    yield from _attention(model)
-    for native, name in (
-        ("pre_self_attention_layer_norm", "input_layernorm"),
-        ("post_self_attention_layer_norm", "post_attention_layernorm"),
-    ):
-        yield _vectors(model, f"{native}.scale", f"{name}.weight", (hidden,), "ones")
-    for native, name in (("wi_0", "gate_proj"), ("wi_1", "up_proj")):
-        yield _projection(model, f"mlp.{native}.kernel", f"mlp.{name}.weight", (hidden,), (model.intermediate_size,))
-    yield _projection(model, "mlp.wo.kernel", "mlp.down_proj.weight", (model.intermediate_size,), (hidden,))
+    for stack in stacks(model):
+        yield from _latent_attention(model, stack) if latent_attention(model.model_type) else _attention(model, stack)
+        for native, name in (
+            ("pre_self_attention_layer_norm", "input_layernorm"),
+            ("post_self_attention_layer_norm", "post_attention_layernorm"),
+        ):
+            yield vectors(stack, f"{native}.scale", f"{name}.weight", (hidden,), "ones")
+        yield from _feed_forwards(model, stack)
 
 
-def _attention(model: Model) -> Iterator[Weight]:
+def stacks(model: Model) -> list[Stack]:
+    """MaxText keeps the dense layers of DeepSeek's models apart from those with experts."""
+    layers, dense = model.num_hidden_layers, dense_layers(model)
+    if not latent_attention(model.model_type):
+        return [Stack("decoder.layers", range(layers))]
+    both = (Stack("decoder.dense_layers", range(dense)), Stack("decoder.moe_layers", range(dense, layers)))
+    return [stack for stack in both if stack.layers]
+
+
+def _attention(model: Model, stack: Stack) -> Iterator[Weight]:
     hidden, heads, width = model.hidden_size, model.num_attention_heads, head_dim(model)
     kv_heads = key_value_heads(model)
     for native, letter, count in (("query", "q", heads), ("key", "k", kv_heads), ("value", "v", kv_heads)):
         ours, theirs = f"self_attention.{native}", f"self_attn.{letter}_proj"
-        yield _projection(model, f"{ours}.kernel", f"{theirs}.weight", (hidden,), (count, width))
+        yield projection(stack, f"{ours}.kernel", f"{theirs}.weight", (hidden,), (count, width))
         if model.model_type == "qwen2":
-            yield _vectors(model, f"{ours}.bias", f"{theirs}.bias", (count, width), "zeros")
-    yield _projection(model, "self_attention.out.kernel", "self_attn.o_proj.weight", (heads, width), (hidden,))
-    if model.model_type == "qwen3":
+            yield vectors(stack, f"{ours}.bias", f"{theirs}.bias", (count, width), "zeros")
+    yield projection(stack, "self_attention.out.kernel", "self_attn.o_proj.weight", (heads, width), (hidden,))
+    if model.model_type in ("qwen3", "qwen3_moe"):
         for native, name in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
-            yield _vectors(model, f"self_attention.{native}.scale", f"self_attn.{name}.weight", (width,), "ones")
+            yield vectors(stack, f"self_attention.{native}.scale", f"self_attn.{name}.weight", (width,), "ones")
 
 
-def transposed(native: str, name: str, rows: int, columns: int) -> Weight:
-    """Native [rows, columns], Hugging Face's the other way round."""
-
-    def locate(wanted: Rows) -> tuple[Rows, Rows]:
-        return np.zeros_like(wanted), wanted
-
-    return Weight(native, (rows, columns), (Source(name, (columns, rows)),), locate, stride=rows)
-
-
-def _projection(model: Model, native: str, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> Weight:
-    """Native [layers, *inputs, *outputs]; a layer's Hugging Face tensor is [outputs, inputs], each flattened."""
-    width = prod(inputs)
-
-    def locate(row: Rows) -> Rows:
-        """`row` counts inputs and all outputs but the last dimension."""
-        each, head = np.divmod(row, prod(outputs[:-1]))
-        return head * (outputs[-1] * width) + each
-
-    sources = _sources(model, name, (prod(outputs), width))
-    return _layered(native, (*inputs, *outputs), sources, locate, stride=width)
-
-
-def _vectors(model: Model, native: str, name: str, shape: Sequence[int], start: Start) -> Weight:
-    """Native [layers, *shape]; a layer's Hugging Face tensor is the same, flattened."""
-    return _layered(native, shape, _sources(model, name, (prod(shape),)), lambda row: row * shape[-1], start=start)
+def _latent_attention(model: Model, stack: Stack) -> Iterator[Weight]:
+    hidden, heads, query_rank = model.hidden_size, model.num_attention_heads, model.q_lora_rank or 0
+    rank, nope, rope = model.kv_lora_rank or 0, model.qk_nope_head_dim or 0, model.qk_rope_head_dim or 0
+    value, query = model.v_head_dim or 0, (heads, nope + rope)
+    # The rotary rows of this family are neighbours on both sides.
+    matrices = [
+        ("wkv_a", "kv_a_proj_with_mqa", (hidden,), (rank + rope,)),
+        ("wkv_b", "kv_b_proj", (rank,), (heads, nope + value)),
+        ("out", "o_proj", (heads, value), (hidden,)),
+    ]
+    norms = [("kv_norm", "kv_a_layernorm", rank)]
+    if query_rank:
+        matrices += [("wq_a", "q_a_proj", (hidden,), (query_rank,)), ("wq_b", "q_b_proj", (query_rank,), query)]
+        norms += [("q_norm", "q_a_layernorm", query_rank)]
+    else:
+        matrices += [("query", "q_proj", (hidden,), query)]
+    for native, name, inputs, outputs in matrices:
+        yield projection(stack, f"self_attention.{native}.kernel", f"self_attn.{name}.weight", inputs, outputs)
+    for native, name, width in norms:
+        yield vectors(stack, f"self_attention.{native}.scale", f"self_attn.{name}.weight", (width,), "ones")
 
 
-def _sources(model: Model, name: str, shape: tuple[int, ...]) -> tuple[Source, ...]:
-    """`name` of every layer."""
-    return tuple(Source(f"model.layers.{layer}.{name}", shape) for layer in range(model.num_hidden_layers))
+def _feed_forwards(model: Model, stack: Stack) -> Iterator[Weight]:
+    if not model.num_experts or stack.native == "decoder.dense_layers":
+        yield from _feed_forward(stack, "mlp", "mlp", model.hidden_size, model.intermediate_size)
+    elif not latent_attention(model.model_type):
+        yield from _experts(model, stack, "moe_block")
+    else:
+        block, width = "DeepSeekMoeBlock_0", expert_width(model) * shared_experts(model)
+        yield from _experts(model, stack, f"{block}.MoeBlock_0")
+        yield from _feed_forward(stack, f"{block}.shared_experts", "mlp.shared_experts", model.hidden_size, width)
 
 
-def _layered(
-    native: str,
-    shape: Sequence[int],
-    sources: tuple[Source, ...],
-    locate: Callable[[Rows], Rows],
-    *,
-    stride: int = 1,
-    start: Start = "normal",
-) -> Weight:
-    """Native [layers, *shape], each layer from one of `sources`. locate: row of a layer -> flat offset of its first
-    element there."""
-    rows = prod(shape[:-1])
+def _feed_forward(stack: Stack, native: str, name: str, hidden: int, width: int) -> Iterator[Weight]:
+    gate, up, down = (f"{name}.{each}.weight" for each in PROJECTIONS)
+    yield projection(stack, f"{native}.wi_0.kernel", gate, (hidden,), (width,))
+    yield projection(stack, f"{native}.wi_1.kernel", up, (hidden,), (width,))
+    yield projection(stack, f"{native}.wo.kernel", down, (width,), (hidden,))
 
-    def find(wanted: Rows) -> tuple[Rows, Rows]:
-        layer, row = np.divmod(wanted, rows)
-        return layer, locate(row)
 
-    return Weight(f"{LAYERS}.{native}", (len(sources), *shape), sources, find, stride=stride, start=start)
+def _experts(model: Model, stack: Stack, native: str) -> Iterator[Weight]:
+    hidden, width, count = model.hidden_size, expert_width(model), model.num_experts or 0
+    name, projections = "mlp", PROJECTIONS
+    if model.model_type == "mixtral":
+        name, projections = "block_sparse_moe", ("w1", "w3", "w2")
+    gate, up, down = (f"{name}.experts.{{}}.{each}.weight" for each in projections)
+    yield projection(stack, f"{native}.gate.kernel", f"{name}.gate.weight", (hidden,), (count,))
+    yield _balance(model, stack, f"{native}.gate.bias", count)
+    yield expert_projection(stack, f"{native}.wi_0", gate, (count, hidden, width))
+    yield expert_projection(stack, f"{native}.wi_1", up, (count, hidden, width))
+    yield expert_projection(stack, f"{native}.wo", down, (count, width, hidden))
+
+
+def _balance(model: Model, stack: Stack, native: str, count: int) -> Weight:
+    """The biases that move the choice of experts towards balance, where there are any."""
+    weight = vectors(stack, native, "mlp.gate.e_score_correction_bias", (count,), "zeros")
+    if model.model_type == "deepseek_v3":
+        return replace(weight, optional=True)
+    sources = tuple(Source(balancing_bias(layer), (count,)) for layer in stack.layers)
+    return replace(weight, sources=sources, optional=True, ours=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from maxtext.common import train_state_nnx
-from maxtext.configs import pyconfig
+from maxtext.layers.moe import MoEBiasVar
 from maxtext.optimizers import optimizers
 from maxtext.trainers.pre_train.train import eval_step, train_step
 from maxtext.utils import maxtext_utils, model_creation_utils, sharding, train_utils
 
+from primus.backends.maxtext.configuration import configuration
 from primus.backends.start import huggingface_values, random_values
 from primus.checkpoints.weights import Values, Weight, regions
 from primus.errors import EnvironmentFault
-from primus.home import primus_home
 from primus.numerics.schedule import learning_rate
 from primus.plan.plan import Plan
 
@@ -58,6 +57,8 @@ def build(plan: Plan) -> Built:
 
     def initial() -> Any:
         made = create()
+        if plan.experiment.model.init != "native":  # they are filled later: MaxText's own need not be compiled
+            nnx.update(made, jax.tree.map(jnp.zeros_like, nnx.state(made, nnx.Param)))
         return train_state_nnx.TrainStateNNX(made, nnx.Optimizer(made, optimizer, wrt=nnx.Param))
 
     state, _, shardings, _, _ = maxtext_utils.setup_training_state(None, config, mesh, None, initial)
@@ -71,28 +72,12 @@ def build(plan: Plan) -> Built:
     return Built(config, mesh, batch_sharding, state, train, evaluate)
 
 
-def configuration(plan: Plan) -> Any:
-    """MaxText's own configuration object. Raises EnvironmentFault with MaxText's reason when it refuses."""
-    base = os.path.join(os.path.dirname(pyconfig.__file__), "base.yml")
-    for name in [name for name in os.environ if name.startswith("M_")]:
-        del os.environ[name]  # MaxText would take these over its own defaults
-    given = {
-        "jax_cache_dir": str(primus_home() / "jax"),
-        "run_name": plan.experiment.name,
-        "base_output_directory": plan.run_directory,
-        **plan.native,
-    }
-    try:
-        return pyconfig.initialize(["primus", base], **given)
-    except (Exception, SystemExit) as error:
-        raise EnvironmentFault(f"MaxText refuses its configuration: {error}", where="maxtext") from error
-
-
 def held(state: Any) -> dict[str, dict[str, Any]]:
-    """What a checkpoint holds: part (``weights``, ``exp_avg``, ``exp_avg_sq``) -> parameter -> variable of `state`."""
+    """What a checkpoint holds: part (``weights``, ``exp_avg``, ``exp_avg_sq``) -> parameter -> variable of `state`.
+    Among the weights are the biases that balance experts, which have no moments."""
     adam = state["optimizer"]["opt_state"][0]
     found = {
-        "weights": nnx.split_state(state["model"], nnx.Param, ...)[0],
+        "weights": nnx.split_state(state["model"], nnx.Any(nnx.Param, MoEBiasVar), ...)[0],
         "exp_avg": adam["mu"],
         "exp_avg_sq": adam["nu"],
     }
@@ -103,8 +88,10 @@ def begin(built: Built, plan: Plan, weights: list[Weight]) -> None:
     """Put the weights that training starts from into the parameters, each device its part."""
     model, here = plan.experiment.model, held(built.state)["weights"]
     known = {weight.native: weight for weight in weights}
-    if here.keys() != known.keys():
-        raise EnvironmentFault(f"MaxText's parameters are not the described ones: {sorted(here.keys() ^ known.keys())}")
+    needed = {weight.native for weight in weights if not weight.optional}
+    if not needed <= here.keys() <= known.keys():
+        wrong = sorted((needed - here.keys()) | (here.keys() - known.keys()))
+        raise EnvironmentFault(f"MaxText's parameters are not the described ones: {wrong}")
     values = (
         random_values(model, plan.experiment.train.seed)
         if model.init == "random"

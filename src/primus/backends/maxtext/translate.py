@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from primus.backends.base import NativeConfig
-from primus.config.dimensions import head_dim, key_value_heads
-from primus.config.experiment import Experiment, Model
+from primus.backends.maxtext.architecture import architecture, model_problems
+from primus.config.experiment import Experiment
 from primus.errors import PlanError, Problem
 from primus.plan.plan import PlannedData, Topology
 
-BLOCKS = {"llama": "qwen2", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""Family -> which of MaxText's decoder layers computes it. MaxText's own llama2 folds the scale of the scores into the
-query projection, which then learns at another pace; its qwen2 without biases is exactly Llama."""
 REMATERIALIZED = (
     "attention_out",
     "context",
@@ -32,13 +28,13 @@ REMAT = {"none": "minimal", "selective": "save_qkv_proj", "full": "full"}
 
 def native_config(experiment: Experiment, topology: Topology, data: PlannedData) -> NativeConfig:
     """MaxText's configuration for `experiment`. Raises PlanError naming everything that cannot be honoured."""
-    problems = list(_problems(experiment, topology))
+    problems = [*_problems(experiment, topology), *model_problems(experiment, topology, data)]
     if problems:
         raise PlanError(problems=problems)
     train = experiment.train
     half = experiment.precision != "fp32"
     native: NativeConfig = {
-        **architecture(experiment.model),
+        **architecture(experiment.model, experiment.moe),
         **_mesh(topology),
         "max_target_length": train.seq_length,
         # MaxText counts in batches of a device; a device has a part of a sample where others share it
@@ -79,28 +75,6 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
     return native | experiment.native.get("maxtext", {})
 
 
-def architecture(model: Model) -> dict[str, Any]:
-    """The model's dimensions in MaxText's words."""
-    return {
-        "decoder_block": BLOCKS[model.model_type],
-        "base_emb_dim": model.hidden_size,
-        "base_num_query_heads": model.num_attention_heads,
-        "base_num_kv_heads": key_value_heads(model),
-        "head_dim": head_dim(model),
-        "base_mlp_dim": model.intermediate_size,
-        "base_num_decoder_layers": model.num_hidden_layers,
-        "vocab_size": model.vocab_size,
-        "mlp_activations": ["silu", "linear"],
-        "normalization_layer_epsilon": model.rms_norm_eps,
-        "rope_type": "default",
-        "rope_max_timescale": int(model.rope_theta),
-        "attention_bias": model.model_type == "qwen2",
-        "use_qk_norm": model.model_type == "qwen3",
-        "logits_via_embedding": model.tie_word_embeddings,
-        "normalize_embedding_logits": False,
-    }
-
-
 def _mesh(topology: Topology) -> dict[str, int]:
     """MaxText knows devices within a slice (``ici``) and between slices (``dcn``); outside TPU pods there is one."""
     return {
@@ -112,12 +86,6 @@ def _mesh(topology: Topology) -> dict[str, int]:
 
 
 def _problems(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
-    if experiment.model.rope_scaling is not None:
-        message = "MaxText scales rotary embeddings in other ways than Hugging Face"
-        yield Problem("model.rope_scaling", message, "remove it, or use another backend")
-    if experiment.model.tie_word_embeddings:
-        message = "MaxText multiplies by a tied embedding in bf16, whatever the precision"
-        yield Problem("model.tie_word_embeddings", message, "model.tie_word_embeddings: false, or another backend")
     if experiment.profile and max(experiment.profile.ranks) >= topology.nnodes:
         there = "is one" if topology.nnodes == 1 else f"are {topology.nnodes}"
         message = f"a trace is of a node with all its devices, and there {there}"

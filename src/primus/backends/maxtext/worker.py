@@ -22,9 +22,11 @@ def run(plan: Plan, session: Session) -> Result:
         jax.distributed.initialize(meeting, session.world_size, session.rank)
 
     from primus.backends.loop import Loop
+    from primus.backends.maxtext import patches
     from primus.backends.maxtext.devices import check_devices
 
     check_devices(plan, session)
+    patches.apply(plan.patches)
 
     from primus.backends.maxtext.trainer import Trainer
 

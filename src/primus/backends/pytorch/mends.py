@@ -33,7 +33,7 @@ def for_device(mends: Sequence[Mend], device: str) -> tuple[Patch, ...]:
     return tuple(mend.patch for mend in mends if device in mend.devices)
 
 
-def apply(known: Sequence[Mend], patches: Sequence[Patch]) -> None:
+def apply(known: Sequence[Mend], patches: Sequence[Patch], *, environment: str = "torch") -> None:
     """Make the `patches` of a plan, all of them `known`, in this process; EnvironmentFault for one that fails."""
     mends = {mend.patch: mend for mend in known}
     for patch in patches:
@@ -53,7 +53,7 @@ def apply(known: Sequence[Mend], patches: Sequence[Patch]) -> None:
             raise EnvironmentFault(
                 f"the patch for {patch.versions} does not apply: {error}",
                 where=patch.target,
-                remedy="use the locked environment: `primus-cli env create torch`",
+                remedy=f"use the locked environment: `primus-cli env create {environment}`",
             ) from error
         if not holds:
             raise EnvironmentFault("the patch was made but has no effect", where=patch.target)
