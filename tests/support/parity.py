@@ -18,6 +18,9 @@ import torch
 from gang import Case, Ran, run_gang
 from tiny import DEEPSEEK_V3, LLAMA, MIXTRAL, QWEN3, make
 
+from primus.backends import registry
+from primus.runtime.environments import provide
+
 DENSE_BAND = 1e-5
 """Largest difference of a loss, in nats, from the plain loop's."""
 
@@ -46,6 +49,7 @@ ENGINES: dict[str, tuple[str, bool]] = {
     "torchtitan 0.3.0": ("torchtitan", False),
     "megatron 0.16.1": ("megatron", False),
     f"megatron {megatron_next.VERSION}": ("megatron", True),
+    "maxtext 0.2.5": ("maxtext", False),
 }
 """Name -> backend, and whether it runs in the overlay."""
 
@@ -77,18 +81,25 @@ class Reference:
 
 
 def combinations() -> Iterator[tuple[str, str, str]]:
-    """(model, engine, layout) of everything that makes sense."""
+    """(model, engine, layout) of everything that makes sense and that the engine offers."""
     for model in MODELS:
-        for engine in ENGINES:
+        for engine, (backend, _) in ENGINES.items():
+            can = registry.get(backend).capabilities()
             for layout, (_, axes) in LAYOUTS.items():
-                if "expert" not in axes or model in MIXTURES:
+                offered = MODELS[model]["model_type"] in can.model_types and can.parallel_axes.issuperset(axes)
+                if offered and ("expert" not in axes or model in MIXTURES):
                     yield model, engine, layout
 
 
 def tested() -> Iterator[tuple[str, str, str]]:
-    """Those that every run of the tests can afford; ``make parity`` runs all."""
+    """Those that every run of the tests can afford; ``make parity`` runs all. MaxText compiles each for ten seconds:
+    Llama in the layouts of two devices, and every model on one."""
     for model, engine, layout in combinations():
-        if LAYOUTS[layout][0] < 4 or model == "llama" or (model, layout) == ("deepseek_v3", "expert 2 x tensor 2"):
+        world = LAYOUTS[layout][0]
+        if ENGINES[engine][0] == "maxtext":
+            if world == 1 or (world == 2 and model == "llama"):
+                yield model, engine, layout
+        elif world < 4 or model == "llama" or (model, layout) == ("deepseek_v3", "expert 2 x tensor 2"):
             yield model, engine, layout
 
 
@@ -107,7 +118,8 @@ def plain_loop(model: str, root: Path, dataset: Path) -> Reference:
 def run(
     wanted: Sequence[tuple[str, str, str]], root: Path, dataset: Path, *, precision: str = "fp32"
 ) -> dict[tuple[str, str, str], Ran]:
-    """Train all of `wanted`, each engine and number of processes in one gang."""
+    """Train all of `wanted`, each engine and number of processes in one gang. Where a process holds all devices of a
+    node, a layout's processes are devices."""
     results: dict[tuple[str, str, str], Ran] = {}
     for engine, (backend, newer) in ENGINES.items():
         for world in (1, 2, 4):
@@ -118,7 +130,14 @@ def run(
             processes = "1 process" if world == 1 else f"{world} processes"
             sys.stderr.write(f"{engine}, {precision}: {len(cases)} runs on {processes}\n")
             directory = root / f"gang {engine} {world}"
-            ran = run_gang(list(cases.values()), world, directory, overlay=megatron_next.overlay() if newer else None)
+            found = registry.get(backend)
+            ran = run_gang(
+                list(cases.values()),
+                1 if found.processes == "per_node" else world,
+                directory,
+                overlay=megatron_next.overlay() if newer else None,
+                python=provide("jax") if found.environment == "jax" else sys.executable,
+            )
             results |= {key: ran[case.name] for key, case in cases.items()}
     return results
 
