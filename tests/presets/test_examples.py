@@ -42,7 +42,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Plan]:
 
 
 def test_there_are_examples_for_the_common_hardware_and_models() -> None:
-    for engine, count in (("torchtitan", 60), ("megatron", 100)):
+    for engine, count in (("torchtitan", 60), ("megatron", 100), ("maxtext", 40)):
         there = [path for path in CONFIGS if backend(path) == engine]
         assert {path.parent.name for path in there} == {"MI300X", "MI325X", "MI350X", "MI355X", "H100", "H200"}
         assert len(there) >= count
@@ -67,13 +67,22 @@ def test_example_plans(path: Path, plans: dict[Path, Plan]) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=label)
 def test_weights_gradients_and_optimizer_fit_the_memory(path: Path, plans: dict[Path, Plan]) -> None:
     plan = plans[path]
-    needed = {"torchtitan": sharded, "megatron": optimizer_sharded}[backend(path)](plan)
+    needed = {"torchtitan": sharded, "maxtext": with_scores, "megatron": optimizer_sharded}[backend(path)](plan)
     assert needed / 2**30 < (1 - KEPT_FREE) * (plan.experiment.hardware.memory_gib or 0)
 
 
 def sharded(plan: Plan) -> float:
     """Bytes a device: fp32 weights, gradients and two moments, all sharded evenly."""
     return 16 * plan.parameters / plan.topology.world_size
+
+
+def with_scores(plan: Plan) -> float:
+    """And the scores of attention, which MaxText's dot_product makes as a whole: of one layer in fp32, their softmax and
+    their gradient."""
+    experiment = plan.experiment
+    heads = experiment.model.num_attention_heads / plan.topology.tensor
+    queries = experiment.train.seq_length / plan.topology.context
+    return sharded(plan) + 12 * experiment.train.micro_batch_size * heads * queries * experiment.train.seq_length
 
 
 def optimizer_sharded(plan: Plan) -> float:
