@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,16 @@ def test_a_dataset_replaced_since_planning_is_refused(make_dataset: Make, make_p
         DataError, match="changed since planning: 60 uint16 tokens in 1 documents where the plan has 50"
     ):
         open_training(plan)
+
+
+def test_a_dataset_that_is_cut_while_it_is_read_is_refused(make_dataset: Make, make_plan: MakePlan) -> None:
+    """Reading what is gone from a mapped file would end the process."""
+    prefix = make_dataset("d", [[1] * 5_000])
+    reader = open_training(make_plan(Data(train=str(prefix))))
+    reader.read(0, 4)
+    os.truncate(bin_path(prefix), 100)
+    with pytest.raises(DataError, match="became shorter while it was read: 100 of 10,000 bytes are left"):
+        reader.read(4, 4)
 
 
 def test_a_truncated_dataset_is_refused_at_opening(make_dataset: Make, make_plan: MakePlan) -> None:

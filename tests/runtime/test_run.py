@@ -259,6 +259,14 @@ def test_a_failure_that_would_come_back_is_not_retried(cli: Cli, trial: Path, fa
     assert log.count("Traceback") == 1
 
 
+@pytest.mark.parametrize("word", ["complete", "stopped"])
+def test_an_engine_that_gives_up_in_silence_has_failed(cli: Cli, trial: Path, word: str) -> None:
+    done = cli(*train(), COUNTING_FAULT=f"{word}:0:4")
+    assert done.returncode == 1, done.stdout
+    assert "training ended after step 3 of 5 though nobody had asked it to stop" in " ".join(done.stderr.split())
+    assert read_run(run_of(trial)).status == "failed"
+
+
 def test_a_hang_names_the_rank_that_is_stuck(cli: Cli, trial: Path) -> None:
     done = cli(
         "direct",

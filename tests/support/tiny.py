@@ -134,7 +134,9 @@ def make_dataset(prefix: Path, tokens: int = 200_000, documents: int = 400) -> P
     return prefix
 
 
-def make(run_directory: Path, dataset: Path | str, *, nproc: int = 1, masked: bool = False, **overrides: Any) -> Plan:
+def make(
+    run_directory: Path, dataset: Path | str, *, nnodes: int = 1, nproc: int = 1, masked: bool = False, **overrides: Any
+) -> Plan:
     """The plan of a tiny Llama in fp32; `overrides` are keys with ``__`` for the dot. masked: leave the ends of
     documents out of the loss (what ``data.mask_eod`` does for a dataset whose manifest names its end token)."""
     tree: dict[str, Any] = {
@@ -157,6 +159,6 @@ def make(run_directory: Path, dataset: Path | str, *, nproc: int = 1, masked: bo
     run_directory.mkdir(parents=True, exist_ok=True)
     file = run_directory / "experiment.yaml"
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    plan = make_plan(load(file), nproc=nproc, run_directory=run_directory)
+    plan = make_plan(load(file), nnodes=nnodes, nproc=nproc, run_directory=run_directory)
     data = plan.data.model_copy(update={"mask_eod": True, "eod_id": 0})
     return plan.model_copy(update={"data": data}) if masked else plan

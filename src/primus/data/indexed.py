@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from primus.data.format import (
     idx_path,
     read_header,
 )
+from primus.errors import DataError
 
 CHUNK = 1 << 20
 CODES = {name: code for code, name in DTYPE_CODES.items()}
@@ -36,10 +38,10 @@ class IndexedDataset:
     def __init__(self, prefix: str | Path) -> None:
         self.header: Header = read_header(prefix)
         header = self.header
+        with bin_path(prefix).open("rb") as file:
+            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.tokens: npt.NDArray[np.integer] = np.frombuffer(self._mapped, f"<{_code(header.dtype)}")
         # np.asarray strips the memmap class, whose slicing costs ten times a plain array's
-        self.tokens: npt.NDArray[np.integer] = np.asarray(
-            np.memmap(bin_path(prefix), dtype=f"<{_code(header.dtype)}", mode="r")
-        )
         raw = np.asarray(np.memmap(idx_path(prefix), dtype=np.uint8, mode="r"))
         self.lengths: npt.NDArray[np.int32] = np.frombuffer(raw, "<i4", header.sequences, header.lengths_offset)
         self._pointers: npt.NDArray[np.int64] = np.frombuffer(raw, "<i8", header.sequences, header.pointers_offset)
@@ -50,6 +52,16 @@ class IndexedDataset:
     def __len__(self) -> int:
         """Number of documents."""
         return self.header.documents
+
+    def check_length(self) -> None:
+        """Raise DataError when the file of tokens is shorter than it was: reading what is gone ends a process."""
+        there, planned = self._mapped.size(), self.header.tokens * self.header.item_size
+        if there < planned:
+            raise DataError(
+                f"became shorter while it was read: {there:,} of {planned:,} bytes are left",
+                where=str(bin_path(self.header.prefix)),
+                remedy="copy or prepare it again, then run again: the run continues from its newest checkpoint",
+            )
 
     def document_starts(self, documents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Token offset of each given document's first token; ``len(self)`` gives the end of the last one.

@@ -47,7 +47,8 @@ class SampleReader(Protocol):
     length: int | None
 
     def read(self, first: int, count: int) -> Batch:
-        """Samples first..first+count-1. Raises DataError for a token id outside the vocabulary."""
+        """Samples first..first+count-1. Raises DataError for a token id outside the vocabulary, or for a file that has
+        become shorter."""
         ...
 
 
@@ -87,6 +88,7 @@ class Windows:
 
     def copy_to(self, windows: Int64Array, out: Int64Array) -> None:
         """Tokens of the given windows into `out` [len(windows), seq_length + 1], checked against the vocabulary."""
+        self.dataset.check_length()
         out[...] = self._rows[windows]
         if self._needs_check and int(out.view(np.uint64).max()) >= self._vocab_size:
             self._refuse(windows, out)

@@ -66,7 +66,12 @@ CAUSES = (
         "primus-cli env check",
     ),
     _cause(
-        r"SIGSEGV|SIGBUS|SIGILL|SIGABRT|Fatal Python error",
+        r"SIGBUS|Fatal Python error: Bus error",
+        "a file that was mapped into memory could not be read: a dataset that became shorter, or a failing disk",
+        "look at the dataset (primus-cli data inspect), then run again: it continues from the newest checkpoint",
+    ),
+    _cause(
+        r"SIGSEGV|SIGILL|SIGABRT|Fatal Python error",
         "native code crashed; the log has the stack of every thread",
         "check that the engine's versions fit the machine: primus-cli env check --devices",
     ),

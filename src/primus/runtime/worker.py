@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from primus.backends import registry
-from primus.backends.base import Session
+from primus.backends.base import Result, Session
 from primus.errors import EnvironmentFault, PrimusError, RunDirectoryError, TrainingError
 from primus.events.bus import Bus
 from primus.events.sinks import Sink, SinkContext, open_sinks
@@ -141,8 +141,20 @@ def run(plan: Plan, attempt: Path, identity: Identity, stop: StopFlag, emitter: 
         stop_requested=stop,
     )
     result = registry.get(plan.experiment.backend).run(plan, session)
+    check(result, plan, asked=stop.requested or session.world_size > 1)  # another rank may have been asked
     if identity.rank == 0:
         emitter(RunEnded(reason=result.reason, step=result.step))
+
+
+def check(result: Result, plan: Plan, *, asked: bool) -> None:
+    """Whatever an engine returns: success is the last step reached, and only who was asked stops before."""
+    steps = plan.experiment.train.steps
+    if result.step < steps and not (asked and result.reason == "stopped"):
+        raise TrainingError(
+            f"training ended after step {result.step:,} of {steps:,} though nobody had asked it to stop",
+            where=plan.experiment.backend,
+            remedy="read the log: the engine may have said why it gave up",
+        )
 
 
 def sinks_of(plan: Plan, attempt: Path) -> list[tuple[str, Callable[[], Sink]]]:
