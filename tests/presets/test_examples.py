@@ -77,8 +77,8 @@ def sharded(plan: Plan) -> float:
 
 
 def with_scores(plan: Plan) -> float:
-    """And the scores of attention, which MaxText's dot_product makes as a whole: of one layer in fp32, their softmax and
-    their gradient."""
+    """And the scores of one layer's attention, which MaxText's dot_product makes as a whole in fp32, with their softmax
+    and gradient."""
     experiment = plan.experiment
     heads = experiment.model.num_attention_heads / plan.topology.tensor
     queries = experiment.train.seq_length / plan.topology.context
