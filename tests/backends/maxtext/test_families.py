@@ -40,7 +40,12 @@ FLAGS = {"env": {"XLA_FLAGS": "--xla_backend_optimization_level=1"}}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model": LLAMA | {"rope_scaling": LLAMA3, "tie_word_embeddings": True}},
     "mixtral": {"model": MIXTRAL, "moe__balance": "none", "train__seed": 1},
-    "qwen3_moe": {"model": QWEN3_MOE | {"norm_topk_prob": False}, "moe__balance": "none", "train__seed": 1},
+    "qwen3_moe": {
+        "model": QWEN3_MOE | {"norm_topk_prob": False},
+        "moe__balance": "none",
+        "train__seed": 1,
+        "maxtext__sparse_matmul": False,
+    },
     "deepseek_v2": {
         "model": DEEPSEEK_V2 | {"first_k_dense_replace": 0, "rope_scaling": SHARP},
         "moe__balance": "aux_loss",
@@ -108,6 +113,9 @@ def ran(root: Path, dataset: Path, expected: dict[str, reference.Trained]) -> di
         for precision in ("fp32", "bf16") if name in HALF else ("fp32",):
             plan = plan_of(root, f"{name}-{precision}", dataset, **options | start, precision=precision)
             cases.append(Case(f"{name} {precision}", plan))
+        if options.get("moe__balance") == "bias":
+            plan = plan_of(root, f"{name}-stopped", dataset, **options | start)
+            cases += [Case("stopped", plan, stop=(0, 6)), Case("resumed", plan, attempt=2)]
     return run_gang(cases, 1, root / "gang", python=provide("jax"))
 
 
@@ -124,6 +132,12 @@ def test_it_trains_what_the_plain_loop_does(
 @pytest.mark.parametrize("name", HALF)
 def test_half_precision_is_in_its_band(name: str, ran: dict[str, Ran], expected: dict[str, reference.Trained]) -> None:
     assert ran[f"{name} bf16"].ended().losses == pytest.approx(expected[name].losses, abs=HALF_BAND, rel=0)
+
+
+def test_biases_go_on_where_they_were(ran: dict[str, Ran]) -> None:
+    first, then = ran["stopped"].ended(), ran["resumed"].ended()
+    assert min(then.losses) == 7
+    assert {**first.losses, **then.losses} == ran["deepseek_v3 fp32"].ended().losses
 
 
 @pytest.mark.parametrize("name", FAMILIES)

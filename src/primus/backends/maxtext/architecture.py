@@ -25,6 +25,13 @@ BLOCKS = {
 scores into the query projection, which then learns at another pace; its qwen2 without biases is exactly Llama, its
 qwen3_moe without norms of queries and keys exactly Mixtral."""
 
+LATENT_KEYS = ("kv_wa_proj", "mla_kv", "use_sliced_mla_proj")
+QUERY_KEYS = ("mla_q", "query_wa_proj")
+"""MaxText's keys that only latent attention reads, and only such whose queries pass through a latent too."""
+SPARSE_KEYS = ("moe_x_sorted", "use_custom_sort_vjp")
+EXPERT_KEYS = ("float32_weight_sum", "moe_mlpwi_0", "moe_mlpwi_1", "moe_mlpwo", "sparse_matmul", *SPARSE_KEYS)
+"""MaxText's keys that only mixtures read, and only with ``sparse_matmul``."""
+
 AUX_LOSS = 1e-3
 """Weight of the auxiliary loss where an experiment does not say it, as on Megatron."""
 BIAS_RATE = 1e-3
@@ -116,6 +123,7 @@ def model_problems(experiment: Experiment, topology: Topology, data: PlannedData
     model, moe = experiment.model, experiment.moe
     if model.rope_theta != int(model.rope_theta) and not (model.rope_scaling or latent_attention(model.model_type)):
         yield Problem("model.rope_theta", "MaxText takes a whole number", f"model.rope_theta: {int(model.rope_theta)}")
+    yield from _idle(model, experiment.native.get("maxtext", {}))
     if not model.num_experts:
         return
     if model.num_experts == 1:
@@ -133,3 +141,19 @@ def model_problems(experiment: Experiment, topology: Topology, data: PlannedData
     elif moe.balance == "aux_loss" and topology.microbatches > 1 and data.mask_eod:
         message = "MaxText weighs the auxiliary losses of micro batches by their unmasked targets"
         yield Problem("moe.balance", message, "data.mask_eod: false, a larger world, or moe.balance: none")
+
+
+def _idle(model: Model, own: dict[str, Any]) -> Iterator[Problem]:
+    """Keys of MaxText's own that nothing would read."""
+    latent = latent_attention(model.model_type)
+    idle: dict[str, tuple[str, ...]] = {}
+    if not model.num_experts:
+        idle["the model has no experts"] = EXPERT_KEYS
+    elif own.get("sparse_matmul") is False:
+        idle["every expert computes all tokens with sparse_matmul: false"] = SPARSE_KEYS
+    if not latent:
+        idle["the model has no latent attention"] = (*LATENT_KEYS, *QUERY_KEYS)
+    elif not model.q_lora_rank:
+        idle["queries pass through no latent without model.q_lora_rank"] = QUERY_KEYS
+    for reason, keys in idle.items():
+        yield from (Problem(f"maxtext.{key}", reason, "remove it") for key in keys if key in own)

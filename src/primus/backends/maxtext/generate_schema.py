@@ -29,8 +29,10 @@ KEPT = """
     activations_in_float32 attention debug_sharding float32_logits float32_qk_product jax_cache_dir
     jax_debug_log_modules log_config num_vocab_tiling use_iota_embed vocab_tiling_ag_once
 
-    remat_policy attention_out context decoder_layer_input key_proj mlpwi_0 mlpwi_1 mlpwo
-    out_proj query_proj value_proj
+    float32_weight_sum sparse_matmul use_custom_sort_vjp use_sliced_mla_proj
+
+    remat_policy attention_out context decoder_layer_input key_proj kv_wa_proj mla_kv mla_q mlpwi_0 mlpwi_1 mlpwo
+    moe_mlpwi_0 moe_mlpwi_1 moe_mlpwo moe_x_sorted out_proj query_proj query_wa_proj value_proj
 
     input_data_sharding_logical_axes logical_axis_rules logical_axis_rules_for_eval override_logical_axis_rules
 """
@@ -105,7 +107,7 @@ PORTABLE = {
     "parallel.context": "ici_context_parallelism dcn_context_parallelism",
     "parallel.expert": "ici_expert_parallelism dcn_expert_parallelism",
     "precision": "dtype logits_dot_in_fp32 matmul_precision",
-    "moe.balance": "routed_bias",
+    "moe.balance": "routed_bias routed_bias_update_rate",
     "moe.aux_loss_coeff": "load_balance_loss_weight",
     "eval.interval": "eval_interval",
     "eval.steps": "eval_steps",
@@ -120,9 +122,8 @@ PORTABLE = {
 """Portable key -> fields that it sets, or would: setting one is an error that points at the portable key."""
 
 OMITTED = {
-    "mixtures are not trained with it yet": """
-        *w?_tile_* capacity_factor float32_gate_logits float32_weight_sum megablox moe_mlpwi_0 moe_mlpwi_1 moe_mlpwo
-        moe_routing_maps moe_x_sorted sparse_matmul use_custom_sort_vjp use_tokamax_gmm""",
+    "no token is dropped, whatever the load": "capacity_factor",
+    "the router computes in fp32": "float32_gate_logits",
     "training in eight bits is not mapped yet": """
         *_quantization_calibration_method constant_bound_config quant_cfg_path quantization
         quantization_local_shard_count quantize_router_proj replicate_quant_scale use_qwix_quantization""",
@@ -142,11 +143,11 @@ OMITTED = {
     "nothing is random in a step": "dropout_rate enable_dropout use_random_routing",
     "the model's family says it": "Attention ModelArchitecture PositionalEmbedding Rope YarnRope mlp_bias",
     "it makes another model, or is read in one only": """
-        AttentionIndexer CompressedAttention DeepSeekMoE Engram ManifoldConstrainedHyperConnections MlaAttention MoBa
-        Qwen3Next engram first_num_hash_layers fuse_expert_scales inhomogeneous_layer_cycle_interval kv_wa_proj mla_*
-        moe_expert_input_dim query_wa_proj weight_sparsity_* indexer_cutoff_threshold csa_* force_q_layout
+        AttentionIndexer CompressedAttention DeepSeekMoE Engram ManifoldConstrainedHyperConnections MoBa
+        Qwen3Next engram first_num_hash_layers fuse_expert_scales inhomogeneous_layer_cycle_interval
+        mla_qk_head_chunk_size moe_expert_input_dim weight_sparsity_* indexer_cutoff_threshold csa_* force_q_layout
         merge_gating_gmm router_topk_matmul_vjp use_gather_mosaic_kernel use_manual_quantization""",
-    "nothing under this name is computed in the layers that are used": "kv_proj mlpwi qkv_proj",
+    "nothing under this name is computed in the layers that are used": "kv_proj mlpwi moe_routing_maps qkv_proj",
     "for images, video and sound": """
         AudioEncoder MultimodalGeneral VisionProjector VisionTower dtype_mm remat_policy_for_vit""",
     "samples come from the shared reader": """
@@ -176,7 +177,7 @@ OMITTED = {
         ragged_sort_* moe_pin_sparse_core_* moe_*_sparse_core_id""",
     "it needs TransformerEngine, which the environment lacks": "te_*",
     "for inference": """
-        Decoding InferenceBenchmark InferenceGeneral InferenceLayout InferenceServer PrefixCaching VLLM
+        Decoding InferenceBenchmark InferenceGeneral InferenceLayout InferenceServer MlaAttention PrefixCaching VLLM
         kv_quant_* quantize_kvcache ragged_block_size sharding_strategy use_ragged_attention""",
     "for training after pre-training": "Distillation FineTuning dpo lora",
 }
@@ -208,12 +209,19 @@ OUR_DEFAULTS = {
 
 OUR_WORDS = {
     "attention": "Kernel that computes attention; flash only on GPUs.",
-    "capacity_factor": "Tokens that an expert takes, in shares of an even load; it drops the others; negative: all.",
+    "float32_weight_sum": "Add what a token's experts give in fp32, in every precision.",
+    "kv_wa_proj": "Remat policy for the projection of keys and values into their latent.",
+    "mla_kv": "Remat policy for the normed latent of keys and values.",
+    "mla_q": "Remat policy for the normed latent of queries.",
     "logical_axis_rules": "Mesh axes that a named dimension is split over, in place of MaxText's rule for that name.",
     "override_logical_axis_rules": "No rule holds but those in logical_axis_rules.",
     "quantization": "How the factors of the layers' matrix products are quantized.",
+    "query_wa_proj": "Remat policy for the projection of queries into their latent.",
     "remat_policy": "What the backward pass computes anew, more finely than recompute; custom: as the single keys say.",
+    "sparse_matmul": "An expert computes the tokens that chose it; false: all tokens, and the others count zero.",
+    "use_custom_sort_vjp": "The backward pass of the sorting of tokens by experts is a sorting too.",
     "use_iota_embed": "Look embeddings up by a product with one-hot rows.",
+    "use_sliced_mla_proj": "Latent attention multiplies by the parts of a matrix, instead of parting the product.",
 }
 """Where MaxText's first sentence does not say what a reader needs."""
 

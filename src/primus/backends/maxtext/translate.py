@@ -11,16 +11,9 @@ from primus.errors import PlanError, Problem
 from primus.plan.plan import PlannedData, Topology
 
 REMATERIALIZED = (
-    "attention_out",
-    "context",
-    "decoder_layer_input",
-    "key_proj",
-    "mlpwi_0",
-    "mlpwi_1",
-    "mlpwo",
-    "out_proj",
-    "query_proj",
-    "value_proj",
+    *("attention_out", "context", "decoder_layer_input", "key_proj", "kv_wa_proj", "mla_kv", "mla_q", "mlpwi_0"),
+    *("mlpwi_1", "mlpwo", "moe_mlpwi_0", "moe_mlpwi_1", "moe_mlpwo", "moe_x_sorted", "out_proj", "query_proj"),
+    *("query_wa_proj", "value_proj"),
 )
 """MaxText's keys that say of one kind of activation whether it is kept."""
 REMAT = {"none": "minimal", "selective": "save_qkv_proj", "full": "full"}
