@@ -20,6 +20,14 @@ def pytest_configure() -> None:
             signal.signal(number, default)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share runs stay in one process where pytest runs in several: those of a file, and those of
+    TorchTitan's directory, whose runs are made once a session."""
+    for item in items:
+        together = item.path.parent if item.path.parent.name == "torchtitan" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(together)))
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> Iterator[Cli]:
     measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
