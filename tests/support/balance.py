@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from primus.config.routing import normalized
 from primus.plan.plan import Plan
 
 RATE = 1e-3
@@ -22,9 +23,17 @@ class Balance:
             if type(module).__name__.lower().endswith("router"):
                 module.register_forward_hook(self._look)
 
-    def _look(self, router: torch.nn.Module, _: Any, output: Any) -> None:
-        logits, _, chosen = output
+    def _look(self, router: torch.nn.Module, _: Any, output: Any) -> Any:
+        logits, weights, chosen = output
+        if self._moe.balance == "bias" and self._fields.model_type != "deepseek_v3":  # transformers has no bias there
+            if not hasattr(router, "e_score_correction_bias"):
+                router.e_score_correction_bias = torch.zeros(logits.shape[-1])
+            scores = logits.softmax(-1)
+            chosen = (scores + router.e_score_correction_bias).topk(chosen.shape[-1], dim=-1).indices
+            weights = scores.gather(-1, chosen)
+            weights = weights / weights.sum(-1, keepdim=True) if normalized(self._fields) else weights
         self._seen[router] = (logits, chosen)
+        return logits, weights, chosen
 
     def loss(self) -> torch.Tensor | float:
         """What is added to the loss of the last batch."""

@@ -13,7 +13,6 @@ from primus.errors import PlanError
 
 ALONE = {"moe__balance": "none"}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"model": MIXTRAL}, "moe.balance", "in DeepSeek models only"),
     ({"model": MIXTRAL, "moe__balance": "aux_loss"}, "moe.balance", "of a sequence, not of a micro batch"),
     ({"model": MIXTRAL | {"num_experts": 1, "num_experts_per_tok": 1}, **ALONE}, "model.num_experts", "one expert"),
     ({"model": DEEPSEEK_V3 | {"n_shared_experts": 0}}, "model.n_shared_experts", "have shared experts"),

@@ -39,7 +39,7 @@ FLAGS = {"env": {"XLA_FLAGS": "--xla_backend_optimization_level=1"}}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model": LLAMA | {"rope_scaling": LLAMA3, "tie_word_embeddings": True}},
-    "mixtral": {"model": MIXTRAL, "moe__balance": "none", "train__seed": 1},
+    "mixtral": {"model": MIXTRAL, "moe__balance": "bias", "train__seed": 1},
     "qwen3_moe": {
         "model": QWEN3_MOE | {"norm_topk_prob": False},
         "moe__balance": "none",
@@ -65,7 +65,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 wrong weight shows."""
 LEARNT = ("qwen3_moe", "deepseek_v3")
 """Started from the weights of a model of transformers, norms and biases moved off their start."""
-BALANCED = ("deepseek_v2", "deepseek_v3")
+BALANCED = ("mixtral", "deepseek_v2", "deepseek_v3")
 HALF = ("deepseek_v3",)
 
 
@@ -101,7 +101,7 @@ def expected(root: Path, dataset: Path) -> dict[str, reference.Trained]:
         trained[name] = reference.train(plan, model=model, balanced=True)
         if alone is not None:  # else the plain loop would not tell whether MaxText balances
             losses = trained[name].losses
-            assert max(abs(alone.losses[step] - losses[step]) for step in losses) > 100 * BAND
+            assert max(abs(alone.losses[step] - losses[step]) for step in losses) > 20 * BAND
     return trained
 
 
@@ -113,7 +113,7 @@ def ran(root: Path, dataset: Path, expected: dict[str, reference.Trained]) -> di
         for precision in ("fp32", "bf16") if name in HALF else ("fp32",):
             plan = plan_of(root, f"{name}-{precision}", dataset, **options | start, precision=precision)
             cases.append(Case(f"{name} {precision}", plan))
-        if options.get("moe__balance") == "bias":
+        if name == "deepseek_v3":
             plan = plan_of(root, f"{name}-stopped", dataset, **options | start)
             cases += [Case("stopped", plan, stop=(0, 6)), Case("resumed", plan, attempt=2)]
     return run_gang(cases, 1, root / "gang", python=provide("jax"))

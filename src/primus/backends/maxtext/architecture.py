@@ -34,8 +34,6 @@ EXPERT_KEYS = ("float32_weight_sum", "moe_mlpwi_0", "moe_mlpwi_1", "moe_mlpwo", 
 
 AUX_LOSS = 1e-3
 """Weight of the auxiliary loss where an experiment does not say it, as on Megatron."""
-BIAS_RATE = 1e-3
-"""What a step adds to or takes from the bias of an expert, as on the other engines."""
 
 
 def architecture(model: Model, moe: Moe) -> dict[str, Any]:
@@ -114,7 +112,7 @@ def _mixture(model: Model, moe: Moe) -> dict[str, Any]:
             "routed_score_func": "sigmoid",
         }
     elif moe.balance == "bias":
-        fields |= {"routed_bias": True, "routed_bias_update_rate": BIAS_RATE}
+        fields["routed_bias"] = True
     return fields
 
 
@@ -132,9 +130,6 @@ def model_problems(experiment: Experiment, topology: Topology, data: PlannedData
         yield Problem(
             "model.n_shared_experts", "MaxText's DeepSeek layers have shared experts", "1 or more, or another backend"
         )
-    if moe.balance == "bias" and not latent_attention(model.model_type):
-        message = f"MaxText balances by a bias in DeepSeek models only, not in {model.model_type}"
-        yield Problem("moe.balance", message, "moe.balance: aux_loss or none")
     if moe.balance == "aux_loss" and experiment.train.micro_batch_size > 1:
         message = "MaxText's auxiliary loss is that of a sequence, not of a micro batch"
         yield Problem("moe.balance", message, "train.micro_batch_size: 1, or moe.balance: none")

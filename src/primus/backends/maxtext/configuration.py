@@ -12,6 +12,9 @@ from primus.errors import EnvironmentFault
 from primus.home import primus_home
 from primus.plan.plan import Plan
 
+BIAS_RATE = 1e-3
+"""What a step adds to or takes from the bias of an expert, as on the other engines."""
+
 
 class Configuration(pyconfig.HyperParameters):  # type: ignore[misc]
     """MaxText's own; ``portable`` is the model as the experiment has it, for what this backend puts in MaxText's
@@ -22,6 +25,8 @@ class Configuration(pyconfig.HyperParameters):  # type: ignore[misc]
     def __init__(self, fields: Any, portable: Model) -> None:
         super().__init__(fields)
         object.__setattr__(self, "portable", portable)
+        if self.routed_bias:  # MaxText's check knows of DeepSeek's layers only; our router balances any
+            self._flat_config["routed_bias_update_rate"] = BIAS_RATE
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Configuration:
         return self  # neither changes

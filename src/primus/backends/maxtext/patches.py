@@ -140,7 +140,7 @@ LATENT_NORM = _mend(
 )
 ROUTER = _mend(
     "maxtext.layers.moe.RoutedMoE",
-    "scores, groups and normalisation hang on the name of a published model; others are routed otherwise",
+    "scores, groups, normalisation and balance hang on the name of a published model; others are routed otherwise",
     "MaxText takes the choice of experts from its configuration",
     _route,
     _routes,

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from maxtext.layers.moe import MoEBiasVar, RoutedMoE
 
 from primus.config.experiment import Model
@@ -24,6 +25,14 @@ class Router(RoutedMoE):  # type: ignore[misc]
         if self.gate.bias is not None:  # no parameter: gradients do not train it
             axes = self.gate.kernel_axes[-1:]
             self.gate.bias = MoEBiasVar(self.gate.bias.get_value(), out_sharding=axes)
+
+    def __call__(self, *args: Any, **options: Any) -> tuple[jax.Array, jax.Array | None, None]:
+        """As MaxText's. What the biases will change by is left where the training step looks for it; only its DeepSeek
+        layers would do that."""
+        output, loss, updates = super().__call__(*args, **options)
+        if updates is not None:
+            self.sow(nnx.Intermediate, "moe_bias_updates", updates)
+        return output, loss, None
 
     def get_topk(self, gate_logits: jax.Array, *_: Any, **__: Any) -> tuple[jax.Array, jax.Array]:
         """Logits [B, S, E] -> weights of the chosen experts, float32 [B, S, K], and which they are, int32."""
