@@ -206,7 +206,7 @@ def _native_schema(schema: NativeSchema) -> dict[str, Any]:
             node = node["properties"].setdefault(section, empty)
         kinds = [_JSON_TYPES.get(part.strip()) for part in key.type.split("|")]
         members: list[dict[str, Any]] = [{"type": kind} for kind in kinds if kind]
-        if key.choices:
+        if key.choices and "array" not in kinds:  # a list's are of what is in it
             members = [{"enum": list(key.choices)}]
         node["properties"][name] = {
             "description": key.description,

@@ -20,6 +20,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"maxtext__sparse_matmul": False}, "maxtext.sparse_matmul", "no experts"),
     ({"model": MIXTRAL, **ALONE, "maxtext__use_sliced_mla_proj": True}, "maxtext.use_sliced_mla_proj", "no latent"),
     ({"model": DEEPSEEK_V3, "maxtext__mla_q": "device", "maxtext__remat_policy": "custom"}, "maxtext.mla_q", "q_lora"),
+    ({"maxtext__num_vocab_tiling": 7}, "maxtext.num_vocab_tiling", "7 does not divide"),
+    ({"maxtext__num_vocab_tiling": 0}, "maxtext.num_vocab_tiling", "0 does not divide"),
+    ({"maxtext__logical_axis_rules": [["embd", ["tensor"]]]}, "maxtext.logical_axis_rules", "no dimension 'embd'"),
+    ({"maxtext__logical_axis_rules": [["embed", "tensr"]]}, "maxtext.logical_axis_rules", "no axis of the mesh"),
+    ({"maxtext__logical_axis_rules_for_eval": ["embed"]}, "maxtext.logical_axis_rules_for_eval", "'embed' is no rule"),
+    ({"maxtext__input_data_sharding_logical_axes": [3]}, "input_data_sharding_logical_axes", "no dimension '3'"),
     (
         {"model": MIXTRAL, **ALONE, "maxtext__sparse_matmul": False, "maxtext__use_custom_sort_vjp": False},
         "maxtext.use_custom_sort_vjp",

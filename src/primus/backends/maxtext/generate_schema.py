@@ -128,7 +128,7 @@ OMITTED = {
         *_quantization_calibration_method constant_bound_config quant_cfg_path quantization
         quantization_local_shard_count quantize_router_proj replicate_quant_scale use_qwix_quantization""",
     "MaxText derives it from the others": "DerivedValues global_parameter_scale",
-    "the portable keys say each dimension": "base_config model_name override_model_config use_m3_model",
+    "the portable keys say each dimension, as in extends: [models/NAME]": "base_config model_name override_model_config use_m3_model",
     "weights are described, and start, as the numerics contract says": """
         dense_init_scale fused_mlp fused_qkv padded_base_moe_mlp_dim param_scan_axis prefuse_moe_weights scan_layers
         trainable_parameters_mask""",
@@ -195,6 +195,9 @@ CHOICES = {
 }
 """Where MaxText leaves the values open, or fewer are allowed than it takes: cuDNN's attention does not see where a
 document ends when samples do not come from MaxText's own readers."""
+
+RULES = "logical_axis_rules"
+"""Its choices are the dimensions that MaxText has rules for."""
 
 WITHOUT = {"quantization": ("serve_", "te_")}
 """How values of an enumeration begin that are for inference, or need a library that the environment lacks."""
@@ -290,7 +293,9 @@ def judged() -> dict[str, tuple[str, Any, Any]]:
 
 def _key(name: str, field: Any, default: Any) -> dict[str, Any]:
     allowed = (
-        CHOICES[name].split()
+        list(dict.fromkeys(rule[0] for rule in judged()[name][2]))
+        if name == RULES
+        else CHOICES[name].split()
         if name in CHOICES
         else [one for one in _choices(field.annotation) if not one.startswith(WITHOUT.get(name, ()))]
     )

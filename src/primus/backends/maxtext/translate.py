@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from primus.backends.base import NativeConfig
 from primus.backends.maxtext.architecture import architecture, model_problems
+from primus.backends.maxtext.own_keys import own_key_problems
 from primus.config.experiment import Experiment
 from primus.errors import PlanError, Problem
 from primus.plan.plan import PlannedData, Topology
@@ -21,7 +22,11 @@ REMAT = {"none": "minimal", "selective": "save_qkv_proj", "full": "full"}
 
 def native_config(experiment: Experiment, topology: Topology, data: PlannedData) -> NativeConfig:
     """MaxText's configuration for `experiment`. Raises PlanError naming everything that cannot be honoured."""
-    problems = [*_problems(experiment, topology), *model_problems(experiment, topology, data)]
+    problems = [
+        *_problems(experiment, topology),
+        *model_problems(experiment, topology, data),
+        *own_key_problems(experiment, topology),
+    ]
     if problems:
         raise PlanError(problems=problems)
     train = experiment.train

@@ -7,7 +7,7 @@ the engine's schema, and at last our own loader, whose refusals send a setting b
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -89,7 +89,7 @@ class _Importer:
         self.environment = environment
         self.backend = source.framework
         schema = schemas(self.backend)
-        self.native: Collection[str] = schema.keys if schema else ()
+        self.native = schema.keys if schema else {}
         self.table = TABLES[self.backend] | (LAUNCHING if source.kind == "arguments" else {})
         self.engine = decide.Engine(self.backend, self.table, self.native, schema.omitted if schema else {})
         self.result = Import(source)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from primus.config.importing import values
 from primus.config.importing.rules import Drop, Idle, Native, Others, Outcome, Put, Rule, Same, lookup, same, truth
 from primus.config.importing.settings import Setting
 from primus.config.importing.table import ENVIRONMENT, HEAD, PASSED_ON
 from primus.config.suggest import closest
+
+if TYPE_CHECKING:
+    from primus.backends.base import NativeKey
 
 _VARIABLE = re.compile(r"(?:\w+\.)?([A-Z][A-Z0-9_]+)\Z")
 _SECTIONS = {"megatron": ("transformer.", "ddp.", "optimizer."), "torchtitan": ("",), "maxtext": ("",)}
@@ -24,7 +27,7 @@ class Engine(NamedTuple):
 
     backend: str
     table: Mapping[str, Rule]
-    native: Collection[str] = ()
+    native: Mapping[str, NativeKey] = MappingProxyType({})
     omitted: Mapping[str, tuple[str, Any]] = MappingProxyType({})
 
 
@@ -66,8 +69,9 @@ def _variable(name: str, given: Setting) -> Outcome:
 def _unknown(given: Setting, engine: Engine, *, guess: bool) -> Outcome:
     value = _plain(given, engine)
     for section in _SECTIONS[engine.backend]:
-        if f"{section}{given.name}" in engine.native:
-            return Native(f"{section}{given.name}", value)
+        if key := engine.native.get(f"{section}{given.name}"):
+            default = not key.portable and same(value, key.default)
+            return Same("the engine's default") if default else Native(f"{section}{given.name}", value)
     if given.name in engine.omitted:
         reason, default = engine.omitted[given.name]
         return Same("the engine's default") if same(value, default) else Drop(reason)

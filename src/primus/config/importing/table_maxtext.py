@@ -103,7 +103,8 @@ MAXTEXT: dict[str, Rule] = {
         name: when(*_CUSTOM, native(name))
         for name in (
             *("decoder_layer_input", "query_proj", "key_proj", "value_proj", "context", "attention_out", "out_proj"),
-            *("mlpwi_0", "mlpwi_1", "mlpwo"),
+            *("mlpwi_0", "mlpwi_1", "mlpwo", "kv_wa_proj", "query_wa_proj", "mla_kv", "mla_q", "moe_x_sorted"),
+            *("moe_mlpwi_0", "moe_mlpwi_1", "moe_mlpwo"),
         )
     },
     "attention": by("native attention", m.attention),

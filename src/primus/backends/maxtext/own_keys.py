@@ -1,0 +1,50 @@
+"""What MaxText's own keys must be beyond their types, so that a mistake shows while planning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from primus.backends.maxtext.schema import schema
+from primus.config.experiment import Experiment
+from primus.config.suggest import closest
+from primus.errors import Problem
+from primus.plan.plan import Topology
+
+RULES = ("logical_axis_rules", "logical_axis_rules_for_eval")
+
+
+def own_key_problems(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
+    """Numbers that do not divide, and names of dimensions and axes that MaxText would not find."""
+    own = experiment.native.get("maxtext", {})
+    tiles = own.get("num_vocab_tiling", 1)
+    tokens = topology.micro_batch_size * topology.data_parallel * experiment.train.seq_length / topology.world_size
+    if tiles < 1 or tokens % tiles:
+        message = f"{tiles} does not divide the {tokens:g} tokens that a device has at a time"
+        yield Problem("maxtext.num_vocab_tiling", message, "a divisor")
+    for key in RULES:
+        for rule in own.get(key, []):
+            yield from _rule(f"maxtext.{key}", rule)
+    for name in own.get("input_data_sharding_logical_axes", []):
+        yield from _known("maxtext.input_data_sharding_logical_axes", "dimension", name, _dimensions())
+
+
+def _rule(key: str, rule: Any) -> Iterator[Problem]:
+    axes = rule[1] if isinstance(rule, list) and len(rule) == 2 else None
+    axes = [axes] if isinstance(axes, str) else axes
+    if not isinstance(axes, list) or not isinstance(rule[0], str):
+        yield Problem(key, f"{rule!r} is no rule", "pairs of a dimension and its axes: [[embed, [fsdp]]]")
+        return
+    yield from _known(key, "dimension", rule[0], _dimensions())
+    for axis in axes:
+        yield from _known(key, "axis of the mesh", axis, schema().omitted["mesh_axes"].default)
+
+
+def _known(key: str, kind: str, name: Any, known: list[str]) -> Iterator[Problem]:
+    if name not in known:
+        near = closest(str(name), known)
+        yield Problem(key, f"MaxText has no {kind} '{name}'", f"did you mean {near}?" if near else ", ".join(known))
+
+
+def _dimensions() -> list[str]:
+    return list(schema().keys[RULES[0]].choices)
