@@ -173,10 +173,7 @@ def _show_more(row: Status, indent: int) -> None:
 @command.command("create", help="Make an environment from its lock, if it is not there and whole.")
 @NAME
 def create_environment(name: str) -> None:
-    before = get(name).state
-    python = create(name, thorough=True)
-    if before == "ready":
-        click.echo(f"{name} is ready: {python}")
+    click.echo(f"{name} is ready: {create(name, thorough=True)}")
 
 
 @command.command("python", help="Print the interpreter that serves an environment, which is made if there is none.")

@@ -7,8 +7,10 @@ from typing import Any
 
 from maxtext.configs import pyconfig
 
+from primus.backends.maxtext import refusals
+from primus.backends.maxtext.schema import schema
 from primus.config.experiment import Model
-from primus.errors import EnvironmentFault
+from primus.errors import PlanError
 from primus.home import primus_home
 from primus.plan.plan import Plan
 
@@ -33,7 +35,7 @@ class Configuration(pyconfig.HyperParameters):  # type: ignore[misc]
 
 
 def configuration(plan: Plan) -> Configuration:
-    """Raises EnvironmentFault with MaxText's reason when it refuses."""
+    """Raises PlanError with MaxText's reasons when it refuses."""
     base = os.path.join(os.path.dirname(pyconfig.__file__), "base.yml")
     for name in [name for name in os.environ if name.startswith("M_")]:
         del os.environ[name]  # MaxText would take these over its own defaults
@@ -47,4 +49,5 @@ def configuration(plan: Plan) -> Configuration:
         fields = pyconfig.initialize_pydantic(["primus", base], **given)
         return Configuration(fields, plan.experiment.model)
     except (Exception, SystemExit) as error:
-        raise EnvironmentFault(f"MaxText refuses its configuration: {error}", where="maxtext") from error
+        # MaxText has written it to /dev/termination-log too, for Kubernetes, if there is such a file or may be one.
+        raise PlanError(problems=refusals.problems(error, plan, schema())) from error
