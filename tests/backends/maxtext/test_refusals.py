@@ -34,8 +34,8 @@ def test_maxtext_itself(plan: Plan, tmp_path: Path) -> None:
     said = {name: ran[name].errors[0].partition("primus.errors.PlanError: ")[2].strip() for name in ran}
     again = "(another value, or another backend)"
     assert sorted(said.pop("fields").splitlines()) == [
-        "maxtext.num_vocab_tiling: MaxText does not take 'two' as its num_vocab_tiling: input should be a valid integer, unable "
-        "to parse string as an integer (correct or remove it)",
+        "maxtext.num_vocab_tiling: MaxText does not take 'two' as its num_vocab_tiling: input should be a valid "
+        "integer, unable to parse string as an integer (correct or remove it)",
         "precision: MaxText does not take 'float7' as its dtype: input should be 'bfloat16', 'float32', 'float16', "
         f"'float8_e4m3fn' or 'float8_e5m2' {again}",
         "train.global_batch_size: MaxText does not take 0 as its gradient_accumulation_steps: input should be "

@@ -1,0 +1,66 @@
+"""Tokens per CPU-second and time to the first step of MaxText's `train pretrain`, against MaxText's own train loop.
+
+    python benchmarks/maxtext_overhead.py [--steps 60] [--repeats 5] [--config FILE] [key=value ...]
+
+Both sides train the same model with the same native configuration, each in a fresh process of the jax environment, in
+turns. The bare side is MaxText's ``train_loop`` on its synthetic batches, its INFO lines off; ours reads the dataset,
+looks at loss and norm of every step, and reports it to the run's events. CPU time of all threads, from the end of the
+fifth step on. Both keep compiled programs in one directory, as users' runs do: the first run of each has none yet.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from train_overhead import compare
+
+from primus.backends.base import Session
+from primus.events.types import Event, StepDone
+from primus.plan.plan import Plan
+from primus.runtime.environments import provide
+
+EXAMPLE = """
+extends: [models/tiny_llama, hardware/cpu]
+name: overhead
+backend: maxtext
+data: {train: synthetic}
+train: {steps: 60, global_batch_size: 4, micro_batch_size: 4, seq_length: 256}
+optimizer: {lr: 1.0e-3}
+precision: fp32
+"""
+
+
+def ours(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
+    from primus.backends.maxtext import MaxTextBackend
+
+    def emit(event: Event) -> None:
+        session.emit(event)
+        if isinstance(event, StepDone):
+            clock()
+
+    MaxTextBackend().run(plan, replace(session, emit=emit))
+
+
+def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
+    import jax
+    from maxtext.trainers.pre_train import train
+
+    from primus.backends.maxtext.model import configuration
+
+    logging.disable(logging.INFO)
+    iteration = train.training_loop_iteration
+
+    def timed(*arguments: Any) -> Any:
+        metrics = jax.block_until_ready(iteration(*arguments))
+        clock()
+        return metrics
+
+    train.training_loop_iteration = timed
+    train.run(configuration(plan), None)
+
+
+if __name__ == "__main__":
+    compare(__doc__, {"ours": ours, "bare": bare}, EXAMPLE, provide("jax"), first_goal=2.0)
