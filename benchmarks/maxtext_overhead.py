@@ -13,12 +13,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from train_overhead import compare
 
 from primus.backends.base import Session
 from primus.events.types import Event, StepDone
+from primus.home import primus_home
 from primus.plan.plan import Plan
 from primus.runtime.environments import provide
 
@@ -46,11 +48,16 @@ def ours(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
 
 def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
     import jax
+    from maxtext.configs import pyconfig
     from maxtext.trainers.pre_train import train
 
-    from primus.backends.maxtext.model import configuration
-
     logging.disable(logging.INFO)
+    base = Path(pyconfig.__file__).with_name("base.yml")
+    names = {
+        "run_name": "bare",
+        "base_output_directory": plan.run_directory,
+        "jax_cache_dir": str(primus_home() / "jax"),
+    }
     iteration = train.training_loop_iteration
 
     def timed(*arguments: Any) -> Any:
@@ -59,7 +66,7 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
         return metrics
 
     train.training_loop_iteration = timed
-    train.run(configuration(plan), None)
+    train.run(pyconfig.initialize(["bare", str(base)], **names, **plan.native), None)
 
 
 if __name__ == "__main__":
