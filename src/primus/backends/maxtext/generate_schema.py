@@ -128,7 +128,8 @@ OMITTED = {
         *_quantization_calibration_method constant_bound_config quant_cfg_path quantization
         quantization_local_shard_count quantize_router_proj replicate_quant_scale use_qwix_quantization""",
     "MaxText derives it from the others": "DerivedValues global_parameter_scale",
-    "the portable keys say each dimension, as in extends: [models/NAME]": "base_config model_name override_model_config use_m3_model",
+    "the portable keys say each dimension, as in extends: [models/NAME]": """
+        base_config model_name override_model_config use_m3_model""",
     "weights are described, and start, as the numerics contract says": """
         dense_init_scale fused_mlp fused_qkv padded_base_moe_mlp_dim param_scan_axis prefuse_moe_weights scan_layers
         trainable_parameters_mask""",
