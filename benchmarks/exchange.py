@@ -24,16 +24,23 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from primus.backends import registry
+from primus.backends.exchange import PARTS
+from primus.backends.torchtitan.layout import weights
+from primus.checkpoints.integrity import seal
+from primus.checkpoints.weights import Weight
 from primus.config.experiment import Model
 from primus.config.load import load
+from primus.runtime.environments import provide
 
-ENGINES = ("megatron", "torchtitan")
-OTHER = dict(zip(ENGINES, reversed(ENGINES), strict=True))
+ENGINES = ("megatron", "torchtitan", "maxtext")
 PRESET = """
 extends: [models/llama3.2_1B, hardware/cpu]
 name: exchange
@@ -73,81 +80,87 @@ def model_of(layers: int) -> Model:
 
 def make(model: Model, engine: str, directory: Path, *, moments: bool) -> None:
     """A checkpoint of random values, as `engine` would save it on one rank."""
+    directory.mkdir(parents=True)
+    tensors = [
+        (part, weight)
+        for part in (PARTS if moments else ("weights",))
+        for weight in import_module(f"primus.backends.{engine}.export").layout(model).of(part)
+    ]
+    digests = (make_orbax if engine == "maxtext" else make_torch)(tensors, directory)
+    fields = model.model_dump(mode="json")
+    seal(directory, step=1, consumed_samples=1, model=fields, backend=engine, digests=digests)
+
+
+def random_values(part: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    values = np.resize(np.random.default_rng(0).standard_normal(1 << 20, np.float32), shape)
+    return np.square(values, out=values) if part == "exp_avg_sq" else values
+
+
+def make_torch(tensors: Sequence[tuple[str, Weight]], directory: Path) -> dict[str, str]:
     import torch
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    from primus.backends.pytorch.exchange import _name_of
+    from primus.backends.pytorch.exchange import name_of
     from primus.backends.pytorch.pieces import Made
     from primus.backends.pytorch.storage import HashingWriter
-    from primus.checkpoints.integrity import seal
 
-    random = torch.randn(1 << 20)
-    state: dict[str, Any] = {}
-    for part in ("weights", "exp_avg", "exp_avg_sq") if moments else ("weights",):
-        for weight in layout(engine)(model).of(part):
+    def made(part: str, weight: Weight) -> torch.Tensor:
+        return Made(weight.shape, lambda: torch.from_numpy(random_values(part, weight.shape)))
 
-            def values(shape: tuple[int, ...] = weight.shape, squares: bool = part == "exp_avg_sq") -> torch.Tensor:
-                tensor = torch.empty(shape)
-                for block in tensor.view(-1).split(random.numel()):
-                    block.copy_(random[: block.numel()])
-                return tensor.square_() if squares else tensor
-
-            state[_name_of(part, weight.native)] = Made(weight.shape, values)
-    directory.mkdir(parents=True)
     writer = HashingWriter(directory)
+    state = {name_of(part, weight.native): made(part, weight) for part, weight in tensors}
     save(state, storage_writer=writer, no_dist=True)
-    fields = model.model_dump(mode="json")
-    seal(directory, step=1, consumed_samples=1, model=fields, backend=engine, digests=writer.digests)
+    return writer.digests
 
 
-def layout(engine: str) -> Any:
-    from importlib import import_module
+def make_orbax(tensors: Sequence[tuple[str, Weight]], directory: Path) -> dict[str, str]:
+    from primus.backends.maxtext.saved import Writer
 
-    return import_module(f"primus.backends.{engine}.export").layout
+    writer = Writer(directory)
+    for part, weight in tensors:
+        writer.write(part, weight, lambda slab, part=part: random_values(part, slab.shape))  # type: ignore[misc]
+    writer.finish()
+    return {}
 
 
-def export(checkpoint: Path, output: Path, dtype: str) -> Done:
-    import torch.distributed.checkpoint  # noqa: F401
+def exchange(engine: str) -> Any:
+    """The engine's adapter, its libraries imported."""
+    import_module(f"primus.backends.{engine}.export")
+    return registry.get(engine)
 
-    from primus.backends.megatron import export as _megatron  # noqa: F401
-    from primus.backends.torchtitan import export as _torchtitan  # noqa: F401
-    from primus.checkpoints.convert import export_huggingface
 
-    return measured(lambda: export_huggingface(checkpoint, output, dtype=dtype))
+def export(engine: str, checkpoint: Path, output: Path, dtype: str) -> Done:
+    adapter = exchange(engine)
+    output.mkdir()
+    return measured(lambda: adapter.export_weights(checkpoint, output, dtype, lambda done, total: None))
 
 
 def start(model: Model, engine: str, directory: Path) -> Done:
-    from importlib import import_module
-
     import torch
 
     from primus.backends.pytorch.shards import Shard
     from primus.backends.pytorch.start import load_huggingface
 
-    weights = import_module(f"primus.backends.{engine}.layout").weights(model)
-    once = [weight for weight in weights if weight.native != "lm_head.weight" or not model.tie_word_embeddings]
+    described = import_module(f"primus.backends.{engine}.layout").weights(model)
+    once = [weight for weight in described if weight.native != "lm_head.weight" or not model.tie_word_embeddings]
     parameters = [
         Shard(w.native, torch.full(w.shape, float("nan")), w.shape, [np.arange(size) for size in w.shape]) for w in once
     ]
-    done = measured(lambda: load_huggingface(parameters, weights, model, directory))
+    done = measured(lambda: load_huggingface(parameters, described, model, directory))
     assert all(torch.isfinite(shard.local.view(-1)[-1]) for shard in parameters)
     return done
 
 
 def move_out(engine: str, checkpoint: Path, directory: Path) -> Done:
-    from primus.backends.pytorch.exchange import export_state
-
+    adapter = exchange(engine)
     directory.mkdir()
-    of = layout(engine)
-    return measured(lambda: export_state(of, checkpoint, directory, lambda done, total: None))
+    return measured(lambda: adapter.export_state(checkpoint, directory, lambda done, total: None))
 
 
 def move_in(engine: str, directory: Path, checkpoint: Path) -> Done:
-    from primus.backends.pytorch.exchange import import_state
-
+    adapter = exchange(engine)
     checkpoint.mkdir()
-    of = layout(engine)
-    return measured(lambda: import_state(of, engine, directory, checkpoint, lambda done, total: None))
+    return measured(lambda: adapter.import_state(directory, checkpoint, lambda done, total: None))
 
 
 def copy(source: Path, target: Path) -> Done:
@@ -173,8 +186,8 @@ def perform(work: Sequence[str]) -> Done | None:
         case "make", [layers, engine, directory, moments]:
             make(model_of(int(layers)), engine, Path(directory), moments=moments == "moments")
             return None
-        case "export", [checkpoint, output, dtype]:
-            return export(Path(checkpoint), Path(output), dtype)
+        case "export", [engine, checkpoint, output, dtype]:
+            return export(engine, Path(checkpoint), Path(output), dtype)
         case "start", [layers, engine, directory]:
             return start(model_of(int(layers)), engine, Path(directory))
         case "out", [engine, checkpoint, directory]:
@@ -192,19 +205,20 @@ def perform(work: Sequence[str]) -> Done | None:
 class Benchmark:
     def __init__(self, root: Path, arguments: argparse.Namespace) -> None:
         self.root, self.repeats, self.cold, self.layers = root, arguments.repeats, arguments.cold, arguments.layers
-        self.largest = 4 * max(w.rows * w.columns for w in layout("torchtitan")(model_of(self.layers)).weights)
+        self.largest = 4 * max(w.rows * w.columns for w in weights(model_of(self.layers), fused=False))
         print(
             f"{'':44}{'GB':>6}{'GB/s':>7}{'copy':>7}{'ratio':>14}{'CPU s':>8}{'copy':>7}{'memory MB':>11}"
             f"   (goals: 0.5, {2 * self.largest / 1e6 + 500:,.0f} MB)",
             flush=True,
         )
 
-    def run(self, *work: object, source: Path | None = None) -> Done:
-        """`work` in a fresh process. source: what it reads."""
+    def run(self, *work: object, source: Path | None = None, engine: str = "torchtitan") -> Done:
+        """`work` in a fresh process of the environment of `engine`. source: what it reads."""
         os.sync()
         if source is not None:
             self._prepare(source)
-        command = [sys.executable, __file__, "--work", *map(str, work)]
+        python = sys.executable if engine != "maxtext" else provide("jax")
+        command = [python, __file__, "--work", *map(str, work)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr[-4000:])
@@ -240,18 +254,18 @@ class Benchmark:
 
     def huggingface(self, engine: str, kinds: Sequence[str]) -> None:
         checkpoint, output = self.root / engine / "checkpoints" / "step-1", self.root / "huggingface"
-        self.run("make", self.layers, engine, checkpoint, "weights")
+        self.run("make", self.layers, engine, checkpoint, "weights", engine=engine)
         for dtype in ("float32", "bfloat16"):
 
             def export(dtype: str = dtype) -> Done:
                 shutil.rmtree(output, ignore_errors=True)
-                return self.run("export", checkpoint, output, dtype, source=checkpoint)
+                return self.run("export", engine, checkpoint, output, dtype, source=checkpoint, engine=engine)
 
             if "export" in kinds:
                 self.row(f"{engine} to Hugging Face, {dtype}", export, lambda: output)
             else:
                 export()
-            if "start" in kinds:
+            if "start" in kinds and engine != "maxtext":  # its start needs its devices: each makes its own part
                 self.row(
                     f"start of {engine}, {dtype}",
                     lambda: self.run("start", self.layers, engine, output, source=output),
@@ -261,24 +275,21 @@ class Benchmark:
         shutil.rmtree(output)
 
     def move(self, engine: str) -> None:
-        other = OTHER[engine]
-        checkpoint, between, made = self.root / engine / "step-1", self.root / "between", self.root / other / "step-1"
-        self.run("make", self.layers, engine, checkpoint, "moments")
-        made.parent.mkdir(exist_ok=True)
+        checkpoint, between = self.root / engine / "step-1", self.root / "between"
+        self.run("make", self.layers, engine, checkpoint, "moments", engine=engine)
 
         def out() -> Done:
             shutil.rmtree(between, ignore_errors=True)
-            return self.run("out", engine, checkpoint, between, source=checkpoint)
+            return self.run("out", engine, checkpoint, between, source=checkpoint, engine=engine)
 
         def into() -> Done:
-            shutil.rmtree(made, ignore_errors=True)
-            return self.run("in", other, between, made, source=between)
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            return self.run("in", engine, between, checkpoint, source=between, engine=engine)
 
         self.row(f"move, out of {engine}", out, lambda: between)
-        shutil.rmtree(checkpoint)
-        self.row(f"move, into {other}", into, lambda: between)
+        self.row(f"move, into {engine}", into, lambda: between)
         shutil.rmtree(between)
-        shutil.rmtree(made)
+        shutil.rmtree(checkpoint)
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from command_line import PLUGINS, TRIAL, Cli, clean_environment
 
+from primus.runtime.exchanges import Exchanges
+
 
 def pytest_configure() -> None:
     """What a shell has its background jobs ignore, or nohup, would be ignored by everything the tests start."""
@@ -39,6 +41,13 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+
+
+@pytest.fixture(scope="session")
+def exchanges() -> Iterator[Exchanges]:
+    """Processes that read and write engines' checkpoints, started once for all tests."""
+    with Exchanges() as processes:
+        yield processes
 
 
 @pytest.fixture

@@ -15,15 +15,18 @@ import torch
 import torch.distributed.checkpoint as dcp
 from command_line import Cli
 from gang import SOURCES
-from tiny import GPT_OSS, LLAMA, LLAMA4, MIXTRAL, make
+from safetensors.torch import load_file
+from tiny import GPT_OSS, LLAMA, LLAMA4, MIXTRAL, QWEN3, make
 
+from primus.backends.exchange import PARTS, Layout
 from primus.backends.megatron import export as megatron
-from primus.backends.pytorch.exchange import PARTS, Layout, _name_of
+from primus.backends.pytorch.exchange import name_of
 from primus.backends.torchtitan import export as torchtitan
 from primus.checkpoints import store
 from primus.checkpoints.store import CheckpointInfo
 from primus.config.experiment import Model
 from primus.errors import CheckpointError, PlanError
+from primus.runtime.exchanges import Exchanges
 from primus.runtime.moving import move, settle
 from primus.runtime.run_directory import RunDirectory, experiment_text
 
@@ -36,7 +39,7 @@ def saved(run: Path, backend: str, step: int = STEP, **overrides: Any) -> Checkp
     plan = make(run, "synthetic", backend=backend, **overrides)
     (run / "plan.json").write_text(plan.to_json(), encoding="utf-8")
     layout = LAYOUTS[backend](plan.experiment.model)
-    state = {_name_of(part, weight.native): torch.rand(weight.shape) for part in PARTS for weight in layout.of(part)}
+    state = {name_of(part, weight.native): torch.rand(weight.shape) for part in PARTS for weight in layout.of(part)}
     directory = store.begin(run, step)
     dcp.save(state, storage_writer=dcp.FileSystemWriter(directory), no_dist=True)
     model = plan.experiment.model.model_dump(mode="json")
@@ -61,35 +64,56 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("key", REFUSED)
-def test_where_a_run_could_not_go_on_it_is_not_moved(key: str, tmp_path: Path) -> None:
+def test_where_a_run_could_not_go_on_it_is_not_moved(exchanges: Exchanges, key: str, tmp_path: Path) -> None:
     backend, to, overrides = REFUSED[key]
     info = saved(tmp_path / "run", backend, **overrides)
     with pytest.raises(PlanError) as caught:
-        move(tmp_path / "run", info, to, quiet)
+        move(exchanges, tmp_path / "run", info, to, quiet)
     assert [problem.where for problem in caught.value.problems] == [key]
     assert there(tmp_path / "run") == ["step-3"]
 
 
-def test_without_its_plan_a_checkpoint_still_says_what_model_it_is(tmp_path: Path) -> None:
+def test_without_its_plan_a_checkpoint_still_says_what_model_it_is(exchanges: Exchanges, tmp_path: Path) -> None:
     info = saved(tmp_path / "run", "torchtitan", model=GPT_OSS)
     (tmp_path / "run" / "plan.json").unlink()
     with pytest.raises(PlanError, match="megatron has no model_type 'gpt_oss'"):
-        move(tmp_path / "run", info, "megatron", quiet)
+        move(exchanges, tmp_path / "run", info, "megatron", quiet)
     assert there(tmp_path / "run") == ["step-3"]
 
 
-def test_a_layout_that_does_not_fit_is_no_reason(tmp_path: Path) -> None:
+def test_a_layout_that_does_not_fit_is_no_reason(exchanges: Exchanges, tmp_path: Path) -> None:
     """The next command may name another."""
     run = tmp_path / "run"
     info = saved(run, "torchtitan", model=LLAMA | {"vocab_size": 255}, nproc=2, parallel__tensor=2)
-    assert move(run, info, "megatron", quiet).name == "step-3.aside-1"
+    assert move(exchanges, run, info, "megatron", quiet).name == "step-3.aside-1"
     assert store.complete(run)[0].backend == "megatron"
+
+
+def test_by_way_of_every_engine_nothing_changes(
+    exchanges: Exchanges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit, also where an array is cut into chunks of some layers, or its keys lie in several nodes."""
+    run = tmp_path / "run"
+    info = saved(run, "torchtitan", model=QWEN3 | {"tie_word_embeddings": False, "num_hidden_layers": 4})
+    places = []
+    for number, backend in enumerate(("maxtext", "megatron", "maxtext", "torchtitan")):
+        move(exchanges, run, info, backend, quiet)
+        info = store.complete(run)[0]
+        assert not store.verify(info)
+        places.append(tmp_path / f"between-{number}")
+        places[-1].mkdir()
+        exchanges.export_state(backend, info.directory, places[-1], lambda done, total: None)
+    for part in PARTS:
+        first, *others = (load_file(place / part / "model.safetensors") for place in places)
+        for other in others:
+            assert first.keys() == other.keys()
+            assert all(torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, os.strerror(28))])
 @pytest.mark.parametrize("moment", ["writing", "placing"])
 def test_what_interrupts_it_leaves_the_run_as_it_was(
-    moment: str, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exchanges: Exchanges, moment: str, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, rename = tmp_path / "run", Path.rename
     info = saved(run, "megatron")
@@ -104,7 +128,7 @@ def test_what_interrupts_it_leaves_the_run_as_it_was(
     if moment == "placing":
         monkeypatch.setattr(Path, "rename", placing)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else CheckpointError):
-        move(run, info, "torchtitan", lambda title: interrupt if title.startswith(moment) else quiet(title))
+        move(exchanges, run, info, "torchtitan", lambda title: interrupt if title.startswith(moment) else quiet(title))
     assert there(run) == ["step-3", "step-5"]
     assert [found.backend for found in store.complete(run)] == ["megatron"] * 2
 
@@ -113,6 +137,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from primus.checkpoints import store
+from primus.runtime.exchanges import Exchanges
 from primus.runtime.moving import move
 
 def progress(title):
@@ -122,7 +147,8 @@ def progress(title):
     return at
 
 run = Path(sys.argv[1])
-move(run, store.complete(run)[0], "torchtitan", progress)
+with Exchanges() as exchanges:
+    move(exchanges, run, store.complete(run)[0], "torchtitan", progress)
 """
 
 
@@ -143,10 +169,10 @@ def test_killed_in_the_middle_it_can_be_asked_for_again(cli: Cli, tmp_path: Path
     assert there(run) == ["step-3", "step-3.aside-1"]
 
 
-def test_killed_while_it_puts_its_checkpoint_in_place_it_is_finished(tmp_path: Path) -> None:
+def test_killed_while_it_puts_its_checkpoint_in_place_it_is_finished(exchanges: Exchanges, tmp_path: Path) -> None:
     run = tmp_path / "run"
     info = saved(run, "megatron")
-    move(run, info, "torchtitan", quiet)
+    move(exchanges, run, info, "torchtitan", quiet)
     folder = run / "checkpoints"
     (folder / "step-3").rename(folder / ".converted-3-99")
     (folder / ".exchange-3-99" / "weights").mkdir(parents=True)
@@ -159,10 +185,12 @@ def test_killed_while_it_puts_its_checkpoint_in_place_it_is_finished(tmp_path: P
     assert not store.verify(store.complete(run)[0])
 
 
-def test_training_finishes_what_was_killed_before_it_looks_for_checkpoints(cli: Cli, tmp_path: Path) -> None:
+def test_training_finishes_what_was_killed_before_it_looks_for_checkpoints(
+    exchanges: Exchanges, cli: Cli, tmp_path: Path
+) -> None:
     run = tmp_path / "runs" / "run"
     older, newest = saved(run, "megatron", 2), saved(run, "megatron", train__steps=STEP)
-    move(run, newest, "torchtitan", quiet)
+    move(exchanges, run, newest, "torchtitan", quiet)
     (run / "checkpoints" / "step-3").rename(run / "checkpoints" / ".converted-3-99")
     assert [info.step for info in store.complete(run)] == [older.step]
     plan = RunDirectory(run).plan()

@@ -159,8 +159,14 @@ class Extended(Protocol):
 
 @runtime_checkable
 class Exchange(Protocol):
-    """What a backend offers beside whose runs can move to another engine and come from one. Each half runs in the
-    backend's own environment, and both know nothing of the other engine."""
+    """What a backend offers beside whose runs can move to another engine and come from one, and whose weights can be
+    exported. Each call runs in a process of the backend's own environment, and knows nothing of any other engine."""
+
+    def export_weights(self, checkpoint: Path, directory: Path, dtype: str, progress: Progress) -> None:
+        """Write the weights of the complete `checkpoint` into the empty `directory`, as safetensors under Hugging
+        Face's names. dtype: float32, bfloat16 or float16. Raises CheckpointError, also when Hugging Face's format
+        cannot hold what was trained."""
+        ...
 
     def export_state(self, checkpoint: Path, directory: Path, progress: Progress) -> None:
         """Write the complete `checkpoint` into the empty `directory`: ``weights``, ``exp_avg`` and ``exp_avg_sq``, each

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from primus.cli.main import Invocation
 from primus.cli.runs import AS_JSON, RUNS_DIR, find_run, print_json, table
 from primus.errors import CheckpointError, UsageError
 
@@ -147,44 +146,37 @@ def prune(name: str, keep: int, dry_run: bool, runs_dir: Path | None, as_json: b
 )
 @click.option("--to", "backend", metavar="BACKEND", help="Backend that continues the run, optimizer state included.")
 @RUNS_DIR
-@click.pass_obj
 def convert(  # noqa: PLR0917 - the options of the command line
-    invocation: Invocation,
-    name: str,
-    step: int | None,
-    output: Path | None,
-    dtype: str,
-    backend: str | None,
-    runs_dir: Path | None,
+    name: str, step: int | None, output: Path | None, dtype: str, backend: str | None, runs_dir: Path | None
 ) -> None:
     """Without --step: the newest checkpoint whose files have the right sizes."""
     if (output is None) == (backend is None):
         raise UsageError("nothing says what to make" if output is None else "two things to make", remedy=_ONE_OF)
     run = find_run(name, runs_dir)
 
-    from primus.runtime.environments import ensure
+    from primus.runtime.exchanges import Exchanges
+    from primus.runtime.run_directory import RunDirectory
 
+    plan = RunDirectory(run).plan()
+    exchanges = Exchanges(plan.experiment.hardware.device if plan else "cpu")
     if output is not None:
+        from primus.runtime.exporting import export_huggingface
+
         info = _intact(run, step)
-        ensure("torch", invocation.argv)
-
-        from primus.checkpoints.convert import export_huggingface
-
-        with _bars() as bar:
-            export_huggingface(info.directory, output, dtype=dtype, progress=bar("tensors"))
+        with exchanges, _bars() as bar:
+            export_huggingface(exchanges, info.directory, output, dtype=dtype, progress=bar("tensors"))
         click.echo(f"step {info.step:,} written to {output}")
         return
     assert backend is not None
     from primus.backends import registry
     from primus.runtime.moving import move, settle
-    from primus.runtime.run_directory import RunDirectory
 
     registry.get(backend)
-    ensure("torch", invocation.argv)
-    with RunDirectory(run).claim(lambda text: click.echo(text, err=True)), _bars() as bar:
+    claim = RunDirectory(run).claim(lambda text: click.echo(text, err=True))
+    with claim, exchanges, _bars() as bar:
         settle(run)
         info = _intact(run, step)  # only now: until here another process may have been saving
-        aside = move(run, info, backend, bar)
+        aside = move(exchanges, run, info, backend, bar)
     click.echo(f"step {info.step:,} is {backend}'s now; the original is {aside.name}")
     click.echo(f"  continue  the same command with backend={backend}")
 

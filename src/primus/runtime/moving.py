@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from primus.backends import registry
-from primus.backends.base import Backend, Exchange, Progress
+from primus.backends.base import Backend, Progress
 from primus.checkpoints import integrity, store
 from primus.checkpoints.store import CheckpointInfo
 from primus.config.experiment import Model
@@ -18,6 +18,7 @@ from primus.errors import CheckpointError, PlanError, Problem, UsageError
 from primus.plan.diff import CHANGEABLE
 from primus.plan.plan import Plan
 from primus.plan.planner import beyond
+from primus.runtime.exchanges import Exchanges
 from primus.runtime.run_directory import RunDirectory
 
 LEFT = re.compile(r"\.(exchange|converted)-(\d+)-\d+")
@@ -26,7 +27,9 @@ LEARNT = ("model", "moe", "data", "precision", "optimizer")
 """Sections that say what is learnt: what an engine refuses there it refuses in every layout."""
 
 
-def move(run: Path, info: CheckpointInfo, backend: str, progress: Callable[[str], Progress]) -> Path:
+def move(
+    exchanges: Exchanges, run: Path, info: CheckpointInfo, backend: str, progress: Callable[[str], Progress]
+) -> Path:
     """Turn the checkpoint `info` of `run` into one of `backend`, and set the original and newer ones aside: nothing is
     deleted. The run's lock must be held. Returns where the original lies now.
 
@@ -40,18 +43,19 @@ def move(run: Path, info: CheckpointInfo, backend: str, progress: Callable[[str]
         raise UsageError(f"the checkpoint of step {info.step} is {backend}'s already", remedy="train with it")
     folder = info.directory.parent
     between, made = (folder / f".{kind}-{info.step}-{os.getpid()}" for kind in ("exchange", "converted"))
-    exporter, importer = _exchange(source), _exchange(backend)
     problems = _refused(registry.get(backend), info, plan)
     if problems:
         raise PlanError(problems=problems)
+    for engine in (source, backend):
+        exchanges.start(engine)
     problems = store.verify(info)
     if problems:
         raise CheckpointError(problems=problems)
     try:
         for directory in (between, made):
             directory.mkdir()
-        exporter.export_state(info.directory, between, progress(f"reading {source}'s"))
-        importer.import_state(between, made, progress(f"writing {backend}'s"))
+        exchanges.export_state(source, info.directory, between, progress(f"reading {source}'s"))
+        exchanges.import_state(backend, between, made, progress(f"writing {backend}'s"))
         return _put_in_place(run, info, made)
     except OSError as error:
         raise CheckpointError(
@@ -112,10 +116,3 @@ def _refused(engine: Backend, info: CheckpointInfo, plan: Plan | None) -> list[P
         for problem in found
         if problem.where.partition(".")[0] in LEARNT and problem.where not in CHANGEABLE
     ]
-
-
-def _exchange(name: str) -> Exchange:
-    backend = registry.get(name)
-    if not isinstance(backend, Exchange):
-        raise UsageError(f"runs of backend '{name}' cannot move to another engine", remedy="export the weights instead")
-    return backend

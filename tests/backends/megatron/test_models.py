@@ -13,8 +13,9 @@ from families import MODELS, SEQ, saved, tokens, transformers_model
 from megatron_models import Look, Seen, in_huggingface, look, look_at, of_transformers
 from safetensors.torch import load_file
 
-from primus.checkpoints.convert import export_huggingface
 from primus.config.experiment import Model
+from primus.runtime.exchanges import Exchanges
+from primus.runtime.exporting import export_huggingface
 
 TOLERANCE = 1e-5
 """Measured, in either version: logits 3e-6, gradients 6e-6 of the largest in a tensor. The contract is 1e-4."""
@@ -129,13 +130,13 @@ def test_loss_and_every_gradient_are_those_of_transformers(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_checkpoint_exports_what_the_engine_has(
-    name: str, expected: dict[str, Expected], seen: dict[str, Seen], tmp_path: Path
+    name: str, expected: dict[str, Expected], seen: dict[str, Seen], exchanges: Exchanges, tmp_path: Path
 ) -> None:
     """Bit by bit the tensors that training started from; which transformers loads whole and computes the same with."""
     from transformers import AutoModelForCausalLM
 
     output = tmp_path / "exported"
-    export_huggingface(seen[name].checkpoint, output)
+    export_huggingface(exchanges, seen[name].checkpoint, output, progress=lambda done, total: None)
     stored, original = (load_file(place / "model.safetensors") for place in (output, expected[name].source))
     assert stored.keys() == original.keys()
     assert all(torch.equal(stored[key], original[key]) for key in stored)

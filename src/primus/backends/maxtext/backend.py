@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from primus.backends.base import Capabilities, NativeConfig, NativeSchema, Processes, Result, Session
+from primus.backends.base import Capabilities, NativeConfig, NativeSchema, Processes, Progress, Result, Session
 from primus.config.experiment import Experiment
 from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
 if TYPE_CHECKING:
-    from primus.backends.base import Backend
+    from primus.backends.base import Backend, Exchange
 
 ENGINE = {"maxtext": "0.2.5", "jax": "0.11.1"}
 
@@ -53,6 +54,22 @@ class MaxTextBackend:
 
         return run(plan, session)
 
+    def export_weights(self, checkpoint: Path, directory: Path, dtype: str, progress: Progress) -> None:
+        from primus.backends.maxtext.export import FORMAT
+
+        FORMAT.export_weights(checkpoint, directory, dtype, progress)
+
+    def export_state(self, checkpoint: Path, directory: Path, progress: Progress) -> None:
+        from primus.backends.maxtext.export import FORMAT
+
+        FORMAT.export_state(checkpoint, directory, progress)
+
+    def import_state(self, directory: Path, checkpoint: Path, progress: Progress) -> None:
+        from primus.backends.maxtext import export
+
+        export.import_state(self.name, directory, checkpoint, progress)
+
 
 if TYPE_CHECKING:
     _conforms: Backend = MaxTextBackend()
+    _exchanges: Exchange = MaxTextBackend()

@@ -65,11 +65,15 @@ class TorchTitanBackend:
 
         return run(plan, session)
 
-    def export_state(self, checkpoint: Path, directory: Path, progress: Progress) -> None:
-        from primus.backends.pytorch import exchange
-        from primus.backends.torchtitan.export import layout
+    def export_weights(self, checkpoint: Path, directory: Path, dtype: str, progress: Progress) -> None:
+        from primus.backends.torchtitan.export import FORMAT
 
-        exchange.export_state(layout, checkpoint, directory, progress)
+        FORMAT.export_weights(checkpoint, directory, dtype, progress)
+
+    def export_state(self, checkpoint: Path, directory: Path, progress: Progress) -> None:
+        from primus.backends.torchtitan.export import FORMAT
+
+        FORMAT.export_state(checkpoint, directory, progress)
 
     def import_state(self, directory: Path, checkpoint: Path, progress: Progress) -> None:
         from primus.backends.pytorch import exchange

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from primus.backends.pytorch.exchange import Layout
-from primus.backends.pytorch.saved import SavedModel
+from primus.backends.exchange import Format, Layout
+from primus.backends.pytorch.exchange import read
 from primus.backends.torchtitan.layout import weights
 from primus.config.experiment import Model
-
-
-def saved_model(directory: Path, model: Model) -> SavedModel:
-    return SavedModel(directory, weights(model, fused=False), model)
 
 
 def layout(model: Model) -> Layout:
@@ -20,3 +14,6 @@ def layout(model: Model) -> Layout:
     if model.tie_word_embeddings:
         trained = [weight for weight in trained if weight.native != "lm_head.weight"]
     return Layout(weights(model, fused=False), trained)
+
+
+FORMAT = Format(layout, read)

@@ -1,9 +1,9 @@
 """Export to Hugging Face: what transformers loads computes what was trained, and training starts from it again."""
 
 import json
-import os
+import resource
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -14,16 +14,33 @@ from gang import Case, run_gang
 from safetensors.torch import load_file
 from tiny import QWEN3, make, make_dataset
 
+from primus.backends.base import Progress
 from primus.backends.pytorch.shards import as_tensor
+from primus.backends.torchtitan import TorchTitanBackend
 from primus.backends.torchtitan.start import load_huggingface, random_start
 from primus.checkpoints import safetensors, store
-from primus.checkpoints.convert import export_huggingface
 from primus.config import huggingface
 from primus.config.experiment import Model
 from primus.errors import CheckpointError
+from primus.runtime.exchanges import Exchanges
+from primus.runtime.exporting import export_huggingface
 
 TOLERANCE = 1e-5
 """Measured: 2e-6 at most. The contract is 1e-4."""
+
+
+class Export(Protocol):
+    def __call__(self, checkpoint: Path, output: Path, *, dtype: str = "float32", progress: Progress = ...) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def export(exchanges: Exchanges) -> Export:
+    """``export_huggingface`` in the processes of the session."""
+
+    def work(checkpoint: Path, output: Path, *, dtype: str = "float32", progress: Progress = lambda *_: None) -> None:
+        export_huggingface(exchanges, checkpoint, output, dtype=dtype, progress=progress)
+
+    return work
 
 
 def in_transformers(directory: Path, **options: Any) -> Any:
@@ -54,7 +71,7 @@ def checkpoint(built: Any, model: Model, run: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_transformers_computes_the_same_from_the_export(name: str, tmp_path: Path) -> None:
+def test_transformers_computes_the_same_from_the_export(export: Export, name: str, tmp_path: Path) -> None:
     model, text = MODELS[name], tokens()
     built = started(model)
     if model.model_type == "deepseek_v3":
@@ -62,7 +79,7 @@ def test_transformers_computes_the_same_from_the_export(name: str, tmp_path: Pat
             for layer in list(built.layers.values())[model.first_k_dense_replace or 0 :]:
                 layer.moe.expert_bias_E.copy_(0.1 * torch.randn(8))
     output = tmp_path / "exported"
-    export_huggingface(checkpoint(built, model, tmp_path), output)
+    export(checkpoint(built, model, tmp_path), output)
     twin, loading = in_transformers(output, attn_implementation="eager", output_loading_info=True)
     assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     with torch.no_grad():
@@ -79,7 +96,10 @@ def test_large_exports_are_split_and_indexed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("primus.checkpoints.safetensors.write.__defaults__", (60_000,))
     seen: list[tuple[int, int]] = []
     output = tmp_path / "exported"
-    export_huggingface(checkpoint(built, model, tmp_path), output, progress=lambda *now: seen.append(now))
+    output.mkdir()
+    TorchTitanBackend().export_weights(
+        checkpoint(built, model, tmp_path), output, "float32", lambda *now: seen.append(now)
+    )
     files = sorted(path.name for path in output.glob("*.safetensors"))
     assert len(files) > 3
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
@@ -88,19 +108,20 @@ def test_large_exports_are_split_and_indexed(tmp_path: Path, monkeypatch: pytest
     total = len(index["weight_map"])
     assert seen == [(done, total) for done in range(total + 1)]
     assert index["metadata"]["total_size"] == 4 * sum(p.numel() for p in built.parameters())
+    (output / "config.json").write_text(json.dumps(huggingface.to_config(model)))
     twin = in_transformers(output)
     with torch.no_grad():
         torch.testing.assert_close(twin(tokens()).logits, titan_logits(built, tokens()), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
-def test_dtypes_round_as_torch_does(dtype: str, torch_dtype: torch.dtype, tmp_path: Path) -> None:
+def test_dtypes_round_as_torch_does(export: Export, dtype: str, torch_dtype: torch.dtype, tmp_path: Path) -> None:
     model = MODELS["qwen3 tied"]
     built = started(model)
     with torch.no_grad():
         built.norm.weight[:4] = torch.tensor([float("nan"), float("inf"), 1.00390625, 65535.0])
     output = tmp_path / "exported"
-    export_huggingface(checkpoint(built, model, tmp_path), output, dtype=dtype)
+    export(checkpoint(built, model, tmp_path), output, dtype=dtype)
     stored = load_file(output / "model.safetensors")
     assert "lm_head.weight" not in stored
     for ours, theirs in (("norm.weight", "model.norm.weight"), ("tok_embeddings.weight", "model.embed_tokens.weight")):
@@ -109,28 +130,30 @@ def test_dtypes_round_as_torch_does(dtype: str, torch_dtype: torch.dtype, tmp_pa
     assert in_transformers(output).dtype == torch_dtype
 
 
-def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_overwritten_and_nothing_half_written_stays(export: Export, tmp_path: Path) -> None:
     model = MODELS["llama"]
     source = checkpoint(started(model), model, tmp_path)
     output = tmp_path / "out" / "exported"
     output.mkdir(parents=True)
     (output / "precious").touch()
     with pytest.raises(CheckpointError, match="exists already"):
-        export_huggingface(source, output)
+        export(source, output)
     assert [path.name for path in output.iterdir()] == ["precious"]
     with pytest.raises(CheckpointError, match="no such dtype"):
-        export_huggingface(source, tmp_path / "x", dtype="int4")
-
-    def disk_full(descriptor: int) -> None:
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr("primus.checkpoints.safetensors.os.fsync", disk_full)
-    with pytest.raises(CheckpointError, match="No space left"):
-        export_huggingface(source, tmp_path / "out" / "second")
+        export(source, tmp_path / "out" / "x", dtype="int4")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Exchanges() as small:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))  # as on a full disk
+        try:
+            small.start("torchtitan")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        with pytest.raises(CheckpointError, match="cannot be written: File too large"):
+            export_huggingface(small, source, tmp_path / "out" / "second", progress=lambda *_: None)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["exported"]
 
 
-def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_refused(export: Export, tmp_path: Path) -> None:
     model = MODELS["llama"]
     source = checkpoint(started(model), model, tmp_path)
     victim = max(source.glob("*.distcp"), key=lambda path: path.stat().st_size)
@@ -138,29 +161,29 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     with pytest.raises(CheckpointError, match=victim.name):
-        export_huggingface(source, tmp_path / "exported")
+        export(source, tmp_path / "exported")
     (source / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
-        export_huggingface(source, tmp_path / "exported")
+        export(source, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 
 
-def test_what_hugging_face_cannot_express_is_refused(tmp_path: Path) -> None:
+def test_what_hugging_face_cannot_express_is_refused(export: Export, tmp_path: Path) -> None:
     model = MODELS["gpt_oss"]
     built = started(model)
     with torch.no_grad():
         built.layers["1"].moe.expert_bias_E[3] = 0.5
     with pytest.raises(CheckpointError, match=r"layers.1.moe.expert_bias_E is a balancing bias"):
-        export_huggingface(checkpoint(built, model, tmp_path / "a"), tmp_path / "exported")
+        export(checkpoint(built, model, tmp_path / "a"), tmp_path / "exported")
     model = MODELS["deepseek_v3 plain"].model_copy(update={"scoring_func": "softmax"})
     with pytest.raises(CheckpointError, match="routes by softmax"):
-        export_huggingface(checkpoint(started(model), model, tmp_path / "b"), tmp_path / "exported")
+        export(checkpoint(started(model), model, tmp_path / "b"), tmp_path / "exported")
 
 
-def test_experts_without_balancing_export_a_zero_bias(tmp_path: Path) -> None:
+def test_experts_without_balancing_export_a_zero_bias(export: Export, tmp_path: Path) -> None:
     model = MODELS["deepseek_v3 plain"]
     built = started(model, moe=Moe(balance="none"))
-    export_huggingface(checkpoint(built, model, tmp_path), tmp_path / "exported")
+    export(checkpoint(built, model, tmp_path), tmp_path / "exported")
     stored = load_file(tmp_path / "exported" / "model.safetensors")
     assert not stored["model.layers.0.mlp.gate.e_score_correction_bias"].any()
 
@@ -176,7 +199,7 @@ def test_bfloat16_conversion_is_exact_for_every_value() -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def trained(export: Export, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Runs on two tensor-parallel ranks, their exports, and runs that start from these on two sharded ranks."""
     root = tmp_path_factory.mktemp("runs")
     dataset = make_dataset(root / "data" / "chain")
@@ -190,7 +213,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     again = []
     for name in models:
         found[name].ended()
-        export_huggingface(store.complete(root / name)[0].directory, root / f"{name}-hf")
+        export(store.complete(root / name)[0].directory, root / f"{name}-hf")
         plan = make(root / f"{name}-again", dataset, nproc=2, model={"init": str(root / f"{name}-hf")}, **common)
         again.append(Case(f"{name}-again", plan))
     return found | run_gang(again, 2, root / "second")
