@@ -27,13 +27,14 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from primus.backends.megatron import compat
 from primus.backends.megatron.attention import CoreAttention
 from primus.backends.megatron.norm import LATENT_EPS, LatentNorm, Norm
-from primus.backends.megatron.rotary import Rotary, frequencies
+from primus.backends.megatron.rotary import Rotary
 from primus.backends.megatron.router import Router
 from primus.config.dimensions import head_dim
 from primus.config.experiment import Model
 from primus.config.families import latent_attention
 from primus.config.layers import has_experts
 from primus.errors import EnvironmentFault
+from primus.numerics.rotary import frequencies
 from primus.plan.plan import Plan
 
 
@@ -122,14 +123,15 @@ def _rotate(built: Any, model: Model, device: torch.device) -> None:
     """Put our rotary embedding where Megatron has its own: in the model, or in each layer with latent attention."""
     group = mpu.get_context_parallel_group()
     if not latent_attention(model.model_type):
-        inverse = frequencies(model, head_dim(model))[0].to(device)
-        built.rotary_pos_emb = Rotary(inverse, group=group, paired=model.model_type == "llama4_text")
+        inverse, _ = frequencies(model, head_dim(model))
+        paired = model.model_type == "llama4_text"
+        built.rotary_pos_emb = Rotary(torch.from_numpy(inverse).to(device), group=group, paired=paired)
         return
     inverse, magnitude = frequencies(model, model.qk_rope_head_dim or 0)
     wanted = magnitude if model.rope_scaling and model.rope_scaling.rope_type == "yarn" else None
     for module in built.modules():
         if isinstance(module, LatentAttention):
-            module.rotary_pos_emb = Rotary(inverse.to(device), group=group, magnitude=wanted)
+            module.rotary_pos_emb = Rotary(torch.from_numpy(inverse).to(device), group=group, magnitude=wanted)
 
 
 def _block(model: Model, config: Any, stage: int | None) -> TransformerBlockSubmodules:
