@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import DEEPSEEK_V3, LLAMA, MIXTRAL, make
+from tiny import DEEPSEEK_V3, GPT_OSS, LLAMA, LLAMA4, MIXTRAL, make
 
 from primus.backends.maxtext import MaxTextBackend
 from primus.errors import PlanError
@@ -16,6 +16,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model": MIXTRAL, "moe__balance": "aux_loss"}, "moe.balance", "of a sequence, not of a micro batch"),
     ({"model": MIXTRAL | {"num_experts": 1, "num_experts_per_tok": 1}, **ALONE}, "model.num_experts", "one expert"),
     ({"model": DEEPSEEK_V3 | {"n_shared_experts": 0}}, "model.n_shared_experts", "have shared experts"),
+    ({"model": LLAMA4, **ALONE}, "model_type", "llama4_text"),
+    ({"model": GPT_OSS, **ALONE}, "model_type", "gpt_oss"),
     ({"model": LLAMA | {"rope_theta": 10000.5}}, "model.rope_theta", "a whole number"),
     ({"maxtext__sparse_matmul": False}, "maxtext.sparse_matmul", "no experts"),
     ({"model": MIXTRAL, **ALONE, "maxtext__use_sliced_mla_proj": True}, "maxtext.use_sliced_mla_proj", "no latent"),

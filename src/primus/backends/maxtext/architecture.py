@@ -119,6 +119,9 @@ def _mixture(model: Model, moe: Moe) -> dict[str, Any]:
 def model_problems(experiment: Experiment, topology: Topology, data: PlannedData) -> Iterator[Problem]:
     """What MaxText cannot compute of the model and its balancing."""
     model, moe = experiment.model, experiment.moe
+    if model.model_type not in BLOCKS:
+        yield Problem("model.model_type", f"MaxText's {model.model_type} is not Hugging Face's", "another backend")
+        return
     if model.rope_theta != int(model.rope_theta) and not (model.rope_scaling or latent_attention(model.model_type)):
         yield Problem("model.rope_theta", "MaxText takes a whole number", f"model.rope_theta: {int(model.rope_theta)}")
     yield from _idle(model, experiment.native.get("maxtext", {}))
