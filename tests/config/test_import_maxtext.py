@@ -249,7 +249,7 @@ def test_a_script(plain: Callable[..., Import]) -> None:
         ("steps=10 learning_rate=1e-3\n", "args.yaml", 2),
         ("run_name=a\nsteps=10 \\\n  learning_rate=1e-3\n", "args", 3),
         ("python3 train.py configs/base.yml steps=10 learning_rate=1e-3 --seed 3\n", "line", 3),
-        ("python3 train.py my/own.yml steps=10\n", "line", 2),
+        ("python3 train.py my/own.yml steps=10 run_name=$NOWHERE\n", "line", 3),
         ("steps: 10\nlearning_rate: 1e-3\nvocab_size: 100\n", "m.yml", 3),
         ("steps: 10\nmax_target_length: ${LENGTH:64}\n", "m.txt", 2),
     ],
@@ -260,6 +260,7 @@ def test_kinds(plain: Callable[..., Import], text: str, name: str, count: int) -
     assert [len(result.input.settings), "steps: 10" in result.text] == [count, True]
     if "own.yml" in text:
         assert reason(result, "base_config").startswith("a file that this one starts from")
+        assert [(item.target, item.value) for item in result.assumed] == [("name", "line"), ("backend", "maxtext")]
     if "LENGTH" in text:
         assert 'seq_length: "${LENGTH:64}"' in result.text
 

@@ -35,6 +35,9 @@ DIMENSIONS: dict[str, Any] = {
 
 
 def maxtext(others: Others) -> Iterator[Assumed]:
+    if not m.from_defaults(others):
+        return
+
     def default(target: str, name: str) -> Assumed:
         return Assumed(target, m.effective(others, name), _note(others, name))
 
@@ -102,6 +105,9 @@ def _form(name: str) -> str:
 
 def differences(others: Others) -> Iterator[str]:
     """What MaxText does that has no counterpart here, and that the file does not change."""
+    if not m.from_defaults(others):
+        yield "what the file that it starts from says, and MaxText's defaults beneath it, is not taken over"
+        return
     length, steps = m.schedule_steps(others), m.effective(others, "steps")
     if any(_outcome(m.warmup, others, "warmup_steps_fraction").values.values()):
         yield "the warm-up begins at rate 0 there, with the first step: here each step has the rate of its next one"

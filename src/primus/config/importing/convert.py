@@ -231,7 +231,7 @@ class _Importer:
         rules = (lookup(self.table, item.setting.name) for item in self.result.left)
         spoken = {rule[0].text for rule in rules if rule}  # set there, if to something that we do not have
         for item in found:
-            if not any(text.startswith(item.target) for text in spoken):
+            if item.target == "name" or not any(text.startswith(item.target) for text in spoken):
                 self.set_unless(item)
         if others.devices and self.backend != "maxtext":
             batch = assumed.global_batch({key: item.value for key, item in self.values.items()}, others.devices)

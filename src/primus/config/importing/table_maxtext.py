@@ -40,7 +40,7 @@ def _rank(name: str) -> Rule:
 
 
 MAXTEXT: dict[str, Rule] = {
-    "base_config": always("base.yml", "MaxText's defaults", "a file that this one starts from: import it as well"),
+    "base_config": by("extends", m.base),
     "run_name": by("name", m.run_name),
     "base_output_directory": no(r.CLUSTER),
     "hardware": always(("gpu", "gpu_multiprocess"), "the hardware is a preset", "the hardware is a preset: --hardware"),

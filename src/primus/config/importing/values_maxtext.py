@@ -103,7 +103,7 @@ def quantization(value: Any, others: Others) -> Outcome:
     if value == "":
         return Same("off")
     if str(value) in ("fp8", "nanoo_fp8", "fp8_full", "fp8_gpu", "fp8_nanoo"):
-        return Put({"precision": "fp8"}, "the format follows the hardware")
+        return Put({"precision": "fp8"}, "maxtext does not train in fp8 yet, torchtitan does")
     return Drop("precision is fp32, bf16 or fp8")
 
 
@@ -191,6 +191,18 @@ def packing(value: Any, others: Others) -> Outcome:
 def empty(otherwise: str) -> Convert:
     """Nothing, or 0, agrees."""
     return lambda value, others: Same("empty") if value in ("", 0) else Drop(otherwise)
+
+
+def base(value: Any, others: Others) -> Outcome:
+    """The file that this one changes."""
+    if from_defaults(others):
+        return Same("MaxText's defaults")
+    return Drop("a file that this one starts from", "import it as well: what it sets is not known here")
+
+
+def from_defaults(others: Others) -> bool:
+    """Whether what the file does not say is MaxText's default."""
+    return str(others.get("base_config", "base.yml")).rpartition("/")[2] == "base.yml"
 
 
 def run_name(value: Any, others: Others) -> Outcome:
