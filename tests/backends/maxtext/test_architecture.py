@@ -23,6 +23,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model": MIXTRAL, **ALONE, "maxtext__use_sliced_mla_proj": True}, "maxtext.use_sliced_mla_proj", "no latent"),
     ({"model": DEEPSEEK_V3, "maxtext__mla_q": "device", "maxtext__remat_policy": "custom"}, "maxtext.mla_q", "q_lora"),
     ({"maxtext__num_vocab_tiling": 7}, "maxtext.num_vocab_tiling", "7 does not divide"),
+    ({"env": {"M_STEPS": "3", "M_OWN": "3"}}, "env.M_STEPS", "have no effect as variables"),
     ({"maxtext__num_vocab_tiling": 0}, "maxtext.num_vocab_tiling", "0 does not divide"),
     ({"maxtext__logical_axis_rules": [["embd", ["tensor"]]]}, "maxtext.logical_axis_rules", "no dimension 'embd'"),
     ({"maxtext__logical_axis_rules": [["embed", "tensr"]]}, "maxtext.logical_axis_rules", "no axis of the mesh"),

@@ -25,6 +25,10 @@ def own_key_problems(experiment: Experiment, topology: Topology) -> Iterator[Pro
     for key in RULES:
         for rule in own.get(key, []):
             yield from _rule(f"maxtext.{key}", rule)
+    for name in experiment.env:
+        if name.startswith("M_") and name[2:].lower() in {*schema().keys, *schema().omitted}:
+            message = f"MaxText's settings have no effect as variables of the environment: {name}"
+            yield Problem(f"env.{name}", message, "the portable key, or one below maxtext:")
     for name in own.get("input_data_sharding_logical_axes", []):
         yield from _known("maxtext.input_data_sharding_logical_axes", "dimension", name, _dimensions())
 
