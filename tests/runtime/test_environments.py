@@ -226,7 +226,7 @@ def test_packages_on_pythonpath_that_hide_the_environments_own(
     assert refused.value.problems == (
         Problem("PYTHONPATH", "what it adds does not fit /ranks/python, in which the ranks run", "unset PYTHONPATH"),
         Problem("numpy", "is 1.26.4, needs >=2"),
-        Problem("xxhash", f"in {users} is compiled for cp311, not for cp312"),
+        Problem(str(users), "has packages that are compiled for another Python than 3.12: xxhash"),
     )
 
 

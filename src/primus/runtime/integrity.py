@@ -27,8 +27,8 @@ def held(directory: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+    except OSError as error:  # a file system without locks cannot say
+        return isinstance(error, BlockingIOError)
     finally:
         os.close(descriptor)
     return False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from primus.errors import EnvironmentFault, Problem
 from primus.runtime.environments import get
-from primus.runtime.pins import Interpreter, normalized, probe, public
+from primus.runtime.pins import Interpreter, probe, public
 
 
 def engine_mismatches(interpreter: Interpreter, engine: dict[str, str]) -> list[Problem]:
@@ -49,21 +49,22 @@ def check_import_path(environment: str, python: str, pythonpath: str) -> None:
     if not entries:
         return
     interpreter = probe(python, pythonpath)
-    hidden = get(environment).shortcomings(interpreter) + list(_of_another_python(interpreter, set(entries)))
+    hidden = get(environment).shortcomings(interpreter) + list(_of_another_python(interpreter, entries))
     if hidden:
         head = Problem("PYTHONPATH", f"what it adds does not fit {python}, in which the ranks run", "unset PYTHONPATH")
         raise EnvironmentFault(problems=[head, *hidden])
 
 
-def _of_another_python(interpreter: Interpreter, entries: set[str]) -> Iterator[Problem]:
-    """Packages in `entries` with modules that were compiled for another version of Python."""
+def _of_another_python(interpreter: Interpreter, entries: list[str]) -> Iterator[Problem]:
+    """Directories among `entries` that hold modules compiled for another version of Python."""
     ours = "cp{}{}".format(*interpreter.version)
-    for name, package in sorted(interpreter.packages.items()):
-        if str(package.site) not in entries:
-            continue
-        for wheel in package.site.glob(f"*-{package.version}.dist-info/WHEEL"):
-            if normalized(wheel.parent.name.partition("-")[0]) != name:
-                continue
+    for entry in entries:
+        names = []
+        for wheel in sorted(Path(entry).glob("*.dist-info/WHEEL")):
             tags = re.findall(r"^Tag: (cp3\d+)-(\S+?)-", wheel.read_text(encoding="utf-8"), re.MULTILINE)
             if tags and not any(tag == ours or abi == "abi3" for tag, abi in tags):
-                yield Problem(name, f"in {package.site} is compiled for {tags[0][0]}, not for {ours}")
+                names.append(wheel.parent.name.partition("-")[0])
+        if names:
+            listed = ", ".join(names[:4]) + (", ..." if names[4:] else "")
+            version = ".".join(map(str, interpreter.version))
+            yield Problem(entry, f"has packages that are compiled for another Python than {version}: {listed}")
