@@ -14,6 +14,7 @@ from primus.config.importing import assumed_maxtext, names
 from primus.config.importing.convert import Import, convert
 from primus.config.importing.model_maxtext import architecture
 from primus.errors import ConfigError
+from primus.plan.planner import make_plan
 from primus.runtime.environments import provide
 
 SCRIPT = """\
@@ -214,6 +215,43 @@ def test_a_model_that_is_spelled_out(plain: Callable[..., Import]) -> None:
     assert accepted(result).experiment.moe.balance == "aux_loss"
     assert "model.model_type" in reason(result, "use_qk_norm")
     assert reason(result, "global_parameter_scale") == "the dimensions are carried, scaled"
+
+
+TOLD: dict[str, Any] = {
+    "steps": 40,
+    "max_target_length": 512,
+    "per_device_batch_size": 2,
+    "gradient_accumulation_steps": 3,
+    "ici_tensor_parallelism": 2,
+    "ici_fsdp_parallelism": 4,
+    "learning_rate": 2e-4,
+    "adam_b1": 0.8,
+    "adam_b2": 0.97,
+    "adam_eps": 1e-7,
+    "adam_weight_decay": 0.2,
+    "gradient_clipping_threshold": 0.5,
+    "init_weights_seed": 7,
+    "dtype": "float32",
+    "remat_policy": "save_qkv_proj",
+    "base_emb_dim": 64,
+    "base_num_query_heads": 4,
+    "base_num_kv_heads": 2,
+    "base_mlp_dim": 96,
+    "base_num_decoder_layers": 3,
+    "head_dim": 16,
+    "vocab_size": 320,
+    "rope_max_timescale": 50000,
+    "decoder_block": "qwen3",
+    "use_qk_norm": True,
+    "num_vocab_tiling": 2,
+    "dataset_type": "synthetic",
+}
+
+
+def test_the_engine_is_told_what_the_file_said(plain: Callable[..., Import], tmp_path: Path) -> None:
+    plan = make_plan(accepted(plain(yaml.safe_dump(TOLD))), nnodes=1, run_directory=tmp_path)
+    assert plan.topology.world_size == 8
+    assert {key: plan.native[key] for key in TOLD} == TOLD
 
 
 def test_experts_are_an_axis_of_their_own(maxtext: Callable[..., Import]) -> None:

@@ -110,7 +110,7 @@ def differences(others: Others) -> Iterator[str]:
         return
     length, steps = m.schedule_steps(others), m.effective(others, "steps")
     if any(_outcome(m.warmup, others, "warmup_steps_fraction").values.values()):
-        yield "the warm-up begins at rate 0 there, with the first step: here each step has the rate of its next one"
+        yield "the warm-up begins at rate 0 there: here each of its steps has the rate of the next one there"
     if length and numeric(steps) and length < steps:
         yield f"after step {length} the rate is 0 there, here optimizer.min_lr"
     if "adamw_mask" not in others:
