@@ -79,6 +79,16 @@ def test_what_is_broken_says_what_to_do(bare: Path, capsys: pytest.CaptureFixtur
     assert report["plugins"] == {"jax-rocm7-plugin": "0.10.2"}
 
 
+def test_a_list_stays_short(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site = made.make("torch")
+    for info in sorted(site.iterdir())[:6]:
+        info.rmdir()
+    assert primus_cli(["env", "list"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("is gone, its lock has") == 3
+    assert "- and 3 more: primus-cli env check torch" in out
+
+
 def test_what_is_not_there_is_no_failure_unless_asked_for(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert primus_cli(["env", "check"]) == 0
     assert primus_cli(["env", "check", "jax"]) == 1

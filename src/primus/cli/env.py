@@ -26,6 +26,8 @@ from primus.runtime.pins import Interpreter, is_jax_plugin, probe, read_requirem
 
 NAME = click.argument("name", type=click.Choice(list(ENVIRONMENTS)))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+LISTED = 4
+"""Problems that a list shows of one environment."""
 COLOURS = {"ready": "green", "ok": "green", "not made": None, "being made": "yellow"}
 """Of states; others are red."""
 
@@ -167,7 +169,9 @@ def _show_more(row: Status, indent: int) -> None:
         _echo_fitting([_short(row.located.python), f"({row.located.origin})"], indent)
     elif not row.problems:
         _echo_fitting([row.prospect], indent)
-    _show_problems(row.problems, indent)
+    _show_problems(row.problems[:LISTED], indent)
+    if more := row.problems[LISTED:]:
+        _echo_fitting([f"- and {len(more)} more: {invoked_as()} env check {row.environment.name}"], indent)
 
 
 @command.command("create", help="Make an environment from its lock, if it is not there and whole.")
@@ -266,6 +270,8 @@ def _ask_for_devices(report: dict[str, Any]) -> None:
     done = subprocess.run([python, "-P", "-c", asked], env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        if "Unable to initialize backend" in last:  # with a remedy that would train on the CPU
+            last = f"jax finds no device for {name.removeprefix('jax-')}, or not the libraries that its plugin needs"
         report["problems"].append(f"its devices cannot be asked for: {last}")
     else:
         report["devices"] = json.loads(done.stdout.splitlines()[-1])
