@@ -32,7 +32,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama4_text": LLAMA4 | {"num_experts_per_tok": 1},
 }
 ENGINES = ("torchtitan", "megatron", "torchtitan")
-ROUTES = dict.fromkeys(MODELS, ENGINES) | {"llama": ("torchtitan", "maxtext", "megatron")}
+ALL = ("torchtitan", "maxtext", "megatron")
+ROUTES = dict.fromkeys(MODELS, ENGINES) | dict.fromkeys(("llama", "mixtral", "deepseek_v3"), ALL)
 
 
 def options(name: str, steps: int, backend: str) -> dict[str, Any]:

@@ -64,3 +64,12 @@ def test_a_plan_lists_the_patches_that_its_model_needs(tmp_path: Path) -> None:
     assert patches("tied", model=LLAMA | {"tie_word_embeddings": True}) == ["attend_on_embedding"]
     assert patches("mixture", model=MIXTRAL, **ALONE) == ["RoutedMoE"]
     assert patches("latent", model=DEEPSEEK_V3) == ["init_rotary_embedding", "_init_projections", "RoutedMoE"]
+
+
+def test_fp32_on_an_accelerator_is_not_rounded(tmp_path: Path) -> None:
+    def env(precision: str, **hardware: str) -> dict[str, str]:
+        plan = make(tmp_path / precision, "synthetic", backend="maxtext", precision=precision, hardware=hardware)
+        return plan.env
+
+    assert env("fp32", name="GPU", device="cuda")["JAX_DEFAULT_MATMUL_PRECISION"] == "highest"
+    assert "JAX_DEFAULT_MATMUL_PRECISION" not in env("bf16", name="GPU", device="cuda")

@@ -47,6 +47,8 @@ class MaxTextBackend:
         device = experiment.hardware.device
         # said outright, a device that is missing is an error: JAX would fall back to the CPU
         env = {"DECOUPLE_GCLOUD": "TRUE", "JAX_PLATFORMS": "cpu" if device == "cpu" else f"{device},cpu"}
+        if experiment.precision == "fp32" and device != "cpu":  # else products of fp32 may be rounded to fewer bits
+            env["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
         return native_config(experiment, topology, data), env, patches.for_model(experiment.model)
 
     def run(self, plan: Plan, session: Session) -> Result:
