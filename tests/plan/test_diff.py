@@ -171,9 +171,24 @@ def test_every_key_of_megatron_is_one_or_the_other(version: str, monkeypatch: py
     """So that a key that is taken up has to be thought about."""
     monkeypatch.setattr(schema, "engine_version", lambda: version)
     own = {key for key, about in registry.get("megatron").native_schema().keys.items() if not about.portable}
-    changeable = {key.removeprefix("megatron.") for key in CHANGEABLE_NATIVE}
+    changeable = {key.removeprefix("megatron.") for key in CHANGEABLE_NATIVE if key.startswith("megatron.")}
     assert changeable | LEARNT == own
     assert not changeable & LEARNT
+
+
+def test_every_key_of_maxtext_is_one_or_the_other(plan: Callable[..., Plan]) -> None:
+    own = {key for key, about in registry.get("maxtext").native_schema().keys.items() if not about.portable}
+    changeable = {key.removeprefix("maxtext.") for key in CHANGEABLE_NATIVE if key.startswith("maxtext.")}
+    precisions = {"activations_in_float32", *(key for key in own if key.startswith("float32_"))}
+    assert changeable | precisions == own
+    assert not changeable & precisions
+    old, new = (
+        with_native(plan("backend=maxtext"), "maxtext", **keys)
+        for keys in ({"remat_policy": "custom", "context": "device"}, {"remat_policy": "full", "attention": "flash"})
+    )
+    assert check_continue(old, new) == new
+    with pytest.raises(RunDirectoryError, match=r"maxtext\.float32_logits"):
+        check_continue(old, with_native(new, "maxtext", float32_logits=True))
 
 
 def test_how_megatron_computes_may_change(plan: Callable[..., Plan]) -> None:

@@ -18,8 +18,19 @@ CHANGEABLE = frozenset(
 """Keys and sections that may change when a run continues: they alter how fast or how long it trains and what is
 shown, not what is learnt at a step."""
 
+_MAXTEXT = """
+    attention sparse_matmul use_custom_sort_vjp use_iota_embed use_sliced_mla_proj num_vocab_tiling vocab_tiling_ag_once
+
+    remat_policy attention_out context decoder_layer_input key_proj kv_wa_proj mla_kv mla_q mlpwi_0 mlpwi_1 mlpwo
+    moe_mlpwi_0 moe_mlpwi_1 moe_mlpwo moe_x_sorted out_proj query_proj query_wa_proj value_proj
+
+    input_data_sharding_logical_axes logical_axis_rules logical_axis_rules_for_eval override_logical_axis_rules
+
+    debug_sharding jax_cache_dir jax_debug_log_modules log_config
+"""
 CHANGEABLE_NATIVE = frozenset(
     {
+        *(f"maxtext.{key}" for key in _MAXTEXT.split()),
         "megatron.ddp.align_param_gather",
         "megatron.ddp.bucket_size",
         "megatron.ddp.check_for_large_grads",
