@@ -118,7 +118,7 @@ def make_orbax(tensors: Sequence[tuple[str, Weight]], directory: Path) -> dict[s
 
     writer = Writer(directory)
     for part, weight in tensors:
-        writer.write(part, weight, lambda slab, part=part: random_values(part, slab.shape))  # type: ignore[misc]
+        writer.write(part, weight, lambda slab, _, part=part: random_values(part, slab.shape))  # type: ignore[misc]
     writer.finish()
     return {}
 

@@ -34,6 +34,9 @@ MODELS: dict[str, dict[str, Any]] = {
 ENGINES = ("torchtitan", "megatron", "torchtitan")
 ALL = ("torchtitan", "maxtext", "megatron")
 ROUTES = dict.fromkeys(MODELS, ENGINES) | dict.fromkeys(("llama", "mixtral", "deepseek_v3"), ALL)
+MORE: dict[str, dict[str, Any]] = {
+    "llama": {"data__validation": 0.05, "eval__interval": 100, "eval__steps": 2},
+}
 
 
 def options(name: str, steps: int, backend: str) -> dict[str, Any]:
@@ -45,7 +48,9 @@ def options(name: str, steps: int, backend: str) -> dict[str, Any]:
         "optimizer__lr": 2e-3,
         "optimizer__schedule__decay_steps": 30,
         "train__micro_batch_size": 2,
-        **({"data__validation": 0.05, "eval__interval": 100, "eval__steps": 2} if name == "llama" else {}),
+        **MORE.get(name, {}),
+        # arrays of which each device saves a part
+        **({"nproc": 2, "parallel__data_shard": 2} if (name, backend) == ("llama", "maxtext") else {}),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from command_line import Cli
+from command_line import Cli, environment_of, processes_with, wait_for
 from gang import SOURCES
 from safetensors.torch import load_file
 from tiny import GPT_OSS, LLAMA, LLAMA4, MIXTRAL, QWEN3, make
@@ -28,6 +28,7 @@ from primus.config.experiment import Model
 from primus.errors import CheckpointError, PlanError
 from primus.runtime.exchanges import Exchanges
 from primus.runtime.moving import move, settle
+from primus.runtime.processes import PARENT
 from primus.runtime.run_directory import RunDirectory, experiment_text
 
 LAYOUTS: dict[str, Callable[[Model], Layout]] = {"megatron": megatron.layout, "torchtitan": torchtitan.layout}
@@ -110,25 +111,33 @@ def test_by_way_of_every_engine_nothing_changes(
             assert all(torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, os.strerror(28))])
-@pytest.mark.parametrize("moment", ["writing", "placing"])
+@pytest.mark.parametrize("moment", ["writing", "placing", "killed"])
 def test_what_interrupts_it_leaves_the_run_as_it_was(
-    exchanges: Exchanges, moment: str, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, exchanges: Exchanges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A person; a full disk at the end; the process of the engine killed, as for want of memory."""
     run, rename = tmp_path / "run", Path.rename
     info = saved(run, "megatron")
     saved(run, "megatron", 5)
 
     def interrupt(*_: Any) -> None:
-        raise error
+        if moment == "writing":
+            raise KeyboardInterrupt
+        os.kill(exchanges.pids[-1], signal.SIGKILL)
 
     def placing(path: Path, target: Path) -> Path:
-        return interrupt() if path.name.startswith(".converted") else rename(path, target)  # type: ignore[return-value]
+        if path.name.startswith(".converted"):
+            raise OSError(28, os.strerror(28))
+        return rename(path, target)
+
+    def progress(title: str) -> Any:
+        return interrupt if moment != "placing" and title.startswith("writing") else quiet(title)
 
     if moment == "placing":
         monkeypatch.setattr(Path, "rename", placing)
-    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else CheckpointError):
-        move(exchanges, run, info, "torchtitan", lambda title: interrupt if title.startswith(moment) else quiet(title))
+    with pytest.raises(KeyboardInterrupt if moment == "writing" else CheckpointError) as caught:
+        move(exchanges, run, info, "torchtitan", progress)
+    assert moment != "killed" or "was ended by SIGKILL" in str(caught.value)
     assert there(run) == ["step-3", "step-5"]
     assert [found.backend for found in store.complete(run)] == ["megatron"] * 2
 
@@ -147,18 +156,32 @@ def progress(title):
     return at
 
 run = Path(sys.argv[1])
+print(os.getpid(), flush=True)
 with Exchanges() as exchanges:
     move(exchanges, run, store.complete(run)[0], "torchtitan", progress)
 """
+
+
+def parent(pid: int) -> str:
+    """Who started process `pid`, as that process was told; empty if it is gone."""
+    try:
+        return environment_of(pid).get(PARENT, "")
+    except OSError:
+        return ""
 
 
 def test_killed_in_the_middle_it_can_be_asked_for_again(cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
     saved(run, "megatron")
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(run)], env={**os.environ, "PYTHONPATH": str(SOURCES)}, check=False
+        [sys.executable, "-c", KILLED, str(run)],
+        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        stdout=subprocess.PIPE,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
+    mine = str(int(done.stdout))
+    wait_for(lambda: mine not in map(parent, processes_with("primus.runtime.exchanges")), what="the end of its process")
     left = there(run)
     assert len(left) == 3  # the original, and two directories of the conversion, which nobody takes for a checkpoint
     assert [(info.step, info.backend) for info in store.complete(run)] == [(STEP, "megatron")]

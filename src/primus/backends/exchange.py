@@ -28,7 +28,7 @@ from primus.errors import CheckpointError
 
 STATE = "state.json"
 PARTS = ("weights", "exp_avg", "exp_avg_sq")
-TILE = 1 << 14
+TILE = 1 << 15
 """Elements of a transposed tensor that are copied at a time, of at most 256 columns."""
 
 
@@ -232,13 +232,16 @@ class Between:
         )
 
 
-def native_values(weight: Weight, found: Mapping[str, Entry]) -> NDArray[np.float32]:
-    """The native tensor `weight`, from the fp32 tensors `found`: mapped, if it lies there as it is."""
+def native_values(
+    weight: Weight, space: NDArray[np.float32] | None = None, *, found: Mapping[str, Entry]
+) -> NDArray[np.float32]:
+    """The native tensor `weight`, from the fp32 tensors `found`: mapped, if it lies there as it is; else in `space`,
+    which has as many elements, or in new memory."""
     which, offsets = weight.locate(np.arange(weight.rows, dtype=np.int64))
     columns = np.arange(weight.columns, dtype=np.int64)
     if weight.stride == 1 and not which.any() and (np.diff(offsets) == weight.columns).all():
         return lines(found[weight.sources[0].name].flat(), offsets, columns, 1).reshape(weight.shape)
-    whole = np.empty((weight.rows, weight.columns), np.float32)
+    whole = (np.empty(weight.shape, np.float32) if space is None else space).reshape(weight.rows, weight.columns)
     for first, last in runs(which):
         flat, there = found[weight.sources[which[first]].name].flat(), whole[first:last]
         for rows, part in _tiles(offsets[first:last], weight):

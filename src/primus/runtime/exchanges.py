@@ -45,6 +45,11 @@ class Exchanges:
         for environment in list(self._children):
             self._end(environment)
 
+    @property
+    def pids(self) -> list[int]:
+        """Of its processes, the newest last."""
+        return [child.pid for child in self._children.values()]
+
     def start(self, backend: str) -> None:
         """Have the environment of `backend` made if it is missing, and a process begin there. Raises UsageError when
         its checkpoints are its own."""

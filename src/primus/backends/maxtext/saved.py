@@ -25,7 +25,8 @@ from primus.errors import CheckpointError
 
 FOLDER = "state"
 ARRAY = "/.zarray"
-SLAB_BYTES = 64 << 20
+DTYPE = "<f4"
+SLAB_BYTES = 16 << 20
 """Moved at a time, or one layer when it is larger."""
 AT_ONCE = 2
 """Writes under way: one slab is on its way to the disk while the next is made."""
@@ -41,14 +42,18 @@ class Saved(SavedTensors):
                 key.removesuffix(ARRAY): Array(key.removesuffix(ARRAY), values) for key in values if key.endswith(ARRAY)
             }
         except (ValueError, KeyError) as error:
-            raise CheckpointError(f"cannot be read: {error}", where=str(checkpoint / FOLDER)) from error
+            raise _unreadable(checkpoint, error) from error
         shapes = {name: array.shape for name, array in self._arrays.items()}
         super().__init__(checkpoint, shapes, weights, lambda native: f"{part}.{native}")
 
     def read(self, weight: Weight) -> Iterator[tuple[Weight, NDArray[np.float32]]]:
         array = self._arrays[self.stored(weight.native)]
         for first, slab in layers(weight):
-            yield slab, array.read(first, first + slab.shape[0])
+            try:
+                values = array.read(first, first + slab.shape[0])
+            except (ValueError, KeyError) as error:
+                raise _unreadable(self.directory, error) from error
+            yield slab, values
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,10 @@ class Array:
     def __init__(self, name: str, values: dict[str, Value]) -> None:
         self._name, self._values = name, values
         described = values[name + ARRAY]
-        fields = json.loads(described if isinstance(described, bytes) else _mapped(described, np.dtype("u1")).tobytes())
-        if fields["compressor"] or fields["filters"] or fields["order"] != "C":
-            raise ValueError(f"{name} is compressed; go on training for a step, which saves it as it is")
+        fields = json.loads(described if isinstance(described, bytes) else _mapped(described).tobytes())
+        if fields["compressor"] or fields["filters"] or fields["order"] != "C" or fields["dtype"] != DTYPE:
+            raise ValueError(f"{name} is not plain fp32; go on training for a step, which saves it so")
         self.shape, self._chunk = tuple(fields["shape"]), tuple(fields["chunks"])
-        self._dtype = np.dtype(fields["dtype"])
 
     def read(self, first: int, end: int) -> NDArray[np.float32]:
         """Rows first ... end - 1 of the first dimension: mapped, where one chunk holds them all."""
@@ -106,7 +110,7 @@ class Array:
             for place in product(*across):
                 part = self._part((down, *place))[rows]
                 if part.shape == (end - first, *self.shape[1:]):
-                    return part.astype(np.float32, copy=False)
+                    return part
                 if whole is None:
                     whole = np.empty((end - first, *self.shape[1:]), np.float32)
                 starts = [index * step for index, step in zip(place, self._chunk[1:], strict=True)]
@@ -117,18 +121,23 @@ class Array:
         assert whole is not None
         return whole
 
-    def _part(self, place: tuple[int, ...]) -> NDArray[Any]:
-        key = f"{self._name}/{'.'.join(map(str, place))}"
-        if key not in self._values:
-            raise CheckpointError(f"lacks {key}", where="the checkpoint")
-        value = self._values[key]
-        flat = np.frombuffer(value, self._dtype) if isinstance(value, bytes) else _mapped(value, self._dtype)
-        return flat.reshape(self._chunk)
+    def _part(self, place: tuple[int, ...]) -> NDArray[np.float32]:
+        value = self._values[f"{self._name}/{'.'.join(map(str, place))}"]
+        raw = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else _mapped(value)
+        return raw.view(DTYPE).reshape(self._chunk)
 
 
-def _mapped(span: Span, dtype: np.dtype[Any]) -> NDArray[Any]:
-    raw = np.memmap(span.path, np.uint8, mode="c", offset=span.offset, shape=(span.size,))
-    return raw.view(dtype)
+def _unreadable(checkpoint: Path, error: Exception) -> CheckpointError:
+    why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    return CheckpointError(f"cannot be read: {why}", where=str(checkpoint / FOLDER))
+
+
+def _mapped(span: Span) -> NDArray[np.uint8]:
+    return np.memmap(span.path, np.uint8, mode="c", offset=span.offset, shape=(span.size,))
+
+
+Values = Callable[[Weight, NDArray[np.float32]], NDArray[np.float32]]
+"""(some layers, memory for as many values) -> their values, in that memory or elsewhere."""
 
 
 class Writer:
@@ -143,36 +152,46 @@ class Writer:
         # as orbax sets it: one node for all keys
         config = {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000}
         self._store = {"driver": "ocdbt", "base": base, "config": config}
-        self._pending: deque[Any] = deque()
+        self._pending: deque[tuple[Any, NDArray[np.float32]]] = deque()
         self._described: dict[str, Any] = {}
 
-    def write(self, part: str, weight: Weight, values: Callable[[Weight], NDArray[np.float32]]) -> None:
-        """The array of `weight`, a moment of it or itself. values: of some of its layers."""
+    def write(self, part: str, weight: Weight, values: Values) -> None:
+        """The array of `weight`, a moment of it or itself."""
         shape = list(weight.shape)
         slabs = list(layers(weight))
         array = tensorstore.open(
             {
                 "driver": "zarr",
                 "kvstore": {**self._store, "path": f"{part}.{weight.native}/"},
-                "metadata": {"shape": shape, "chunks": slabs[0][1].shape, "compressor": None, "dtype": "<f4"},
+                "metadata": {"shape": shape, "chunks": slabs[0][1].shape, "compressor": None, "dtype": DTYPE},
                 "store_data_equal_to_fill_value": True,
             },
             create=True,
             context=self._context,
         ).result()
         for first, slab in slabs:
-            there = array[first : first + slab.shape[0]]
-            self._pending.append(there.write(values(slab), can_reference_source_data_indefinitely=True))
-            if len(self._pending) == AT_ONCE:
-                self._pending.popleft().result()
+            size, there = prod(slab.shape), array[first : first + slab.shape[0]]
+            space = self._space(size)
+            made = values(slab, space[:size])
+            self._pending.append((there.write(made, can_reference_source_data_indefinitely=True), space))
         keys = [{"key": key, "key_type": 2} for key in (part, weight.native)]
         value = {"value_type": "jax.Array", "skip_deserialize": False, "write_shape": shape}
         self._described[str((part, weight.native))] = {"key_metadata": keys, "value_metadata": value}
 
+    def _space(self, size: int) -> NDArray[np.float32]:
+        """Memory for at least `size` values, that of a finished write if it is large enough: fresh memory takes longer
+        than what is done in it."""
+        if len(self._pending) == AT_ONCE:
+            writing, used = self._pending.popleft()
+            writing.result()
+            if used.size >= size:
+                return used
+        return np.empty(size, np.float32)
+
     def finish(self) -> None:
         """Write down what orbax asks for when it reads."""
         while self._pending:
-            self._pending.popleft().result()
+            self._pending.popleft()[0].result()
         described = {
             "tree_metadata": self._described,
             "use_ocdbt": True,

@@ -39,7 +39,7 @@ def import_state(layout: LayoutOf, backend: str, directory: Path, checkpoint: Pa
 
     def made(wanted: Wanted) -> torch.Tensor:
         nonlocal done
-        tensor = as_tensor(native_values(wanted.weight, wanted.found))
+        tensor = as_tensor(native_values(wanted.weight, found=wanted.found))
         done += 1
         progress(done, len(listed))
         return tensor
