@@ -80,6 +80,11 @@ LLAMA3 = (
         (["model.num_experts=8"], "needs model.num_experts_per_tok", "model.num_experts=8"),
         ([*EXPERTS, "model.num_experts_per_tok=9"], "routed to 9 of 8 experts", "model.num_experts_per_tok=9"),
         ([*EXPERTS, "model.n_group=3"], "8 experts do not divide into 3 groups", "model.n_group=3"),
+        (
+            ["model.model_type=deepseek_v3", *MLA, *EXPERTS, "model.n_group=8", "model.topk_group=4"],
+            "two best experts, and has one in each",
+            "model.n_group=8",
+        ),
         ([*EXPERTS, "model.n_group=2", "model.topk_group=3"], "3 is more than n_group", "model.topk_group=3"),
         ([*EXPERTS, "model.first_k_dense_replace=3"], "3 dense layers are more than all 2", None),
         (["model.model_type=deepseek_v3", *MLA[1:]], "needs model.kv_lora_rank", "model.model_type=deepseek_v3"),

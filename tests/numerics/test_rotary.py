@@ -17,6 +17,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "llama3": {"rope_type": "llama3", **WINDOW, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     "llama3, one bound": {"rope_type": "llama3", **WINDOW, "low_freq_factor": 2.0, "high_freq_factor": 2.0001},
     "yarn": {"rope_type": "yarn", **WINDOW},
+    "yarn, a window of one token": {"rope_type": "yarn", **WINDOW, "original_max_position_embeddings": 1},
     "yarn, DeepSeek's": {"rope_type": "yarn", **WINDOW, "mscale": 0.7, "mscale_all_dim": 0.9, "beta_fast": 24.0},
 }
 

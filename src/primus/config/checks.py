@@ -219,6 +219,8 @@ def _experts(experiment: Experiment, written: Written) -> Iterator[Finding]:
     groups = model.n_group or 1
     if model.num_experts % groups:
         yield "model.n_group", f"{model.num_experts} experts do not divide into {groups} groups", "choose a divisor"
+    elif model.model_type == "deepseek_v3" and groups > 1 and model.num_experts == groups:
+        yield "model.n_group", "deepseek_v3 judges a group by its two best experts, and has one in each", "fewer groups"
     if (model.topk_group or 1) > groups:
         yield "model.topk_group", f"topk_group {model.topk_group} is more than n_group, {groups}", f"{groups} at most"
 

@@ -55,4 +55,4 @@ def _ramp(theta: float, width: int, scaling: RopeScaling) -> NDArray[np.float64]
 
     low = max(math.floor(pair(scaling.beta_fast or 32.0)), 0)
     high = min(math.ceil(pair(scaling.beta_slow or 1.0)), width - 1)
-    return np.clip((np.arange(width // 2) - low) / max(high - low, 0.001), 0, 1)
+    return np.clip((np.arange(width // 2) - low) / (high - low or 0.001), 0, 1)
