@@ -68,7 +68,7 @@ def test_native_keys_land_in_native_with_origins(resolve: Resolve) -> None:
         ("engine.timeout=5", "unknown key 'timeout' in engine (engine 1.2)", "it belongs elsewhere: comm.timeout"),
         ("engine.lr=5", "unknown key 'lr' in engine", "it is a portable key: optimizer.lr, outside this section"),
         ("engine.comn.x=5", "unknown key 'comn' in engine", "did you mean comm?"),
-        ("engine.zzz=5", "unknown key 'zzz' in engine", "known here: comm, deep, names, odd, scale, steps"),
+        ("engine.zzz=5", "unknown key 'zzz' in engine", "known here: comm, deep, names, odd, scale"),
         ("engine.comm.timeout=soon", "engine.comm.timeout must be a whole number, but is 'soon'", "Seconds."),
         ("engine.comm.timeout=true", "must be a whole number, but is 'true'", "Seconds."),
         ("engine.comm.trace.folder=3", "must be text, or null, but is '3'", ""),

@@ -98,11 +98,11 @@ def _check_map(backend: str, prefix: str, entries: dict[str, Entry], schema: Nat
 def _remedy(dotted: str, known: dict[str, NativeKey]) -> str:
     prefix, _, name = dotted.rpartition(".")
     depth = dotted.count(".") + 1
-    here = {
-        ".".join(key.split(".")[:depth]).rpartition(".")[2]
-        for key in known
-        if not prefix or key.startswith(f"{prefix}.")
-    }
+    here: dict[str, bool] = {}  # whether one may set it
+    for key, about in known.items():
+        if not prefix or key.startswith(f"{prefix}."):
+            there = ".".join(key.split(".")[:depth]).rpartition(".")[2]
+            here[there] = here.get(there, False) or not about.portable
     near = closest(name, sorted(here))
     if near:
         return f"did you mean {near}?"
@@ -112,7 +112,7 @@ def _remedy(dotted: str, known: dict[str, NativeKey]) -> str:
     portable = [key.dotted for key in keys().values() if key.name == name]
     if portable:
         return f"it is a portable key: {portable[0]}, outside this section"
-    return f"known here: {', '.join(sorted(here)[:20])}"
+    return f"known here: {', '.join(sorted(key for key, settable in here.items() if settable)[:20])}"
 
 
 def _shown(node: Node) -> str:
