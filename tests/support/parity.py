@@ -69,6 +69,9 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "expert 2 x tensor 2": (4, {"data_shard": 2, "tensor": 2, "expert": 2}),
 }
 
+REFUSED = {("maxtext", "mixtral"): {"virtual_pipeline"}, ("maxtext", "deepseek_v3"): {"pipeline"}}
+"""(backend, model) -> axes that the backend does not offer for it."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -86,8 +89,13 @@ def combinations() -> Iterator[tuple[str, str, str]]:
         for engine, (backend, _) in ENGINES.items():
             can = registry.get(backend).capabilities()
             for layout, (_, axes) in LAYOUTS.items():
-                offered = MODELS[model]["model_type"] in can.model_types and can.parallel_axes.issuperset(axes)
-                if offered and ("expert" not in axes or model in MIXTURES):
+                asked = axes.keys() - {"virtual_pipeline"}
+                offered = MODELS[model]["model_type"] in can.model_types and can.parallel_axes.issuperset(asked)
+                if (
+                    offered
+                    and not REFUSED.get((backend, model), set()) & axes.keys()
+                    and ("expert" not in axes or model in MIXTURES)
+                ):
                     yield model, engine, layout
 
 

@@ -35,9 +35,8 @@ ONE: dict[str, dict[str, Any]] = {
     "profiled": {"profile__steps": [3, 4]},
 }
 WITHIN = {"data__document_attention": "within", "train__seq_length": 128}
-# Flags of one's own take nothing from the devices: those of the first case hold for all of them.
 TWO: dict[str, dict[str, Any]] = {
-    "shard": {"parallel__data_shard": 2, "env": {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}},
+    "shard": {"parallel__data_shard": 2},
     "tensor": {"parallel__tensor": 2, **UNTIED},
 }
 

@@ -29,6 +29,9 @@ KEPT = """
     activations_in_float32 attention debug_sharding float32_logits float32_qk_product jax_cache_dir
     jax_debug_log_modules log_config num_vocab_tiling use_iota_embed vocab_tiling_ag_once
 
+    pipeline_delay_activation_forwarding pipeline_fsdp_ag_once pipeline_fsdp_ag_per_repeat scan_pipeline_iterations
+    set_remat_policy_on_pipeline_iterations
+
     float32_weight_sum sparse_matmul use_custom_sort_vjp use_sliced_mla_proj
 
     remat_policy attention_out context decoder_layer_input key_proj kv_wa_proj mla_kv mla_q mlpwi_0 mlpwi_1 mlpwo
@@ -87,7 +90,7 @@ PORTABLE = {
     "data.mask_eod": "eod_mask_loss",
     "train.steps": "steps",
     "train.global_batch_size": "gradient_accumulation_steps",
-    "train.micro_batch_size": "per_device_batch_size",
+    "train.micro_batch_size": "num_pipeline_microbatches per_device_batch_size",
     "train.seq_length": "max_target_length",
     "train.seed": "init_weights_seed data_shuffle_seed",
     "optimizer.name": "opt_type",
@@ -104,6 +107,7 @@ PORTABLE = {
     "parallel.data_replicate": "ici_data_parallelism dcn_data_parallelism",
     "parallel.tensor": "ici_tensor_parallelism dcn_tensor_parallelism",
     "parallel.pipeline": "ici_pipeline_parallelism dcn_pipeline_parallelism",
+    "parallel.virtual_pipeline": "num_layers_per_pipeline_stage num_pipeline_repeats",
     "parallel.context": "ici_context_parallelism dcn_context_parallelism",
     "parallel.expert": "ici_expert_parallelism dcn_expert_parallelism",
     "precision": "dtype logits_dot_in_fp32 matmul_precision",
@@ -161,9 +165,12 @@ OMITTED = {
     "the mesh is planned": """
         DcnParallelism IciParallelism HardwareAndMesh dense_fsdp_use_two_stage_all_gather
         moe_fsdp_use_two_stage_all_gather use_2d_fsdp_sharding""",
-    "context parallelism is not offered yet": "context_parallel_* context_sharding ulysses_context_sharding",
-    "pipelines are not offered yet": "PipelineParallelism",
-    "weights are not copied over devices yet": "shard_optimizer_over_data",
+    "attention as it is offered gathers keys and values, in their order": """
+        context_parallel_* context_sharding ulysses_context_sharding""",
+    "it would change how layers are kept": "pipeline_parallel_layers scan_layers_per_stage",
+    "the code that this backend runs does not read it": "PipelineParallelism",
+    "its weights would be bf16 while gradients accumulate; parallel.data_shard shards moments": """
+        shard_optimizer_over_data""",
     "experts are not spread over devices yet": "MoEGeneral check_vma",
     "its step does not say the gradient's norm": "optimizer_memory_host_offload",
     "its step does not run on a CPU, and was not tried elsewhere": "parameter_memory_host_offload",

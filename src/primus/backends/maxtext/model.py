@@ -18,6 +18,7 @@ from maxtext.trainers.pre_train.train import eval_step, train_step
 from maxtext.utils import maxtext_utils, model_creation_utils, sharding, train_utils
 
 from primus.backends.maxtext.configuration import configuration
+from primus.backends.maxtext.stages import without_stages
 from primus.backends.start import huggingface_values, random_values
 from primus.checkpoints.weights import Values, Weight, regions
 from primus.errors import EnvironmentFault
@@ -81,7 +82,10 @@ def held(state: Any) -> dict[str, dict[str, Any]]:
         "exp_avg": adam["mu"],
         "exp_avg_sq": adam["nu"],
     }
-    return {part: {".".join(map(str, path)): v for path, v in nnx.to_flat_state(of)} for part, of in found.items()}
+    return {
+        part: without_stages({".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(of)})
+        for part, of in found.items()
+    }
 
 
 def begin(built: Built, plan: Plan, weights: list[Weight]) -> None:

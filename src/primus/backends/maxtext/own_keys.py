@@ -5,23 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from primus.backends.maxtext.mesh import device_samples
 from primus.backends.maxtext.schema import schema
 from primus.config.experiment import Experiment
 from primus.config.suggest import closest
 from primus.errors import Problem
 from primus.plan.plan import Topology
 
+PIPELINE = (
+    "pipeline_delay_activation_forwarding",
+    "pipeline_fsdp_ag_once",
+    "pipeline_fsdp_ag_per_repeat",
+    "scan_pipeline_iterations",
+    "set_remat_policy_on_pipeline_iterations",
+)
 RULES = ("logical_axis_rules", "logical_axis_rules_for_eval")
 
 
 def own_key_problems(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
     """Numbers that do not divide, and names of dimensions and axes that MaxText would not find."""
     own = experiment.native.get("maxtext", {})
-    tiles = own.get("num_vocab_tiling", 1)
-    tokens = topology.micro_batch_size * topology.data_parallel * experiment.train.seq_length / topology.world_size
-    if tiles < 1 or tokens % tiles:
+    tiles, tokens = own.get("num_vocab_tiling"), device_samples(topology) * experiment.train.seq_length
+    if tiles is not None and (tiles < 1 or tokens % tiles):
         message = f"{tiles} does not divide the {tokens:g} tokens that a device has at a time"
         yield Problem("maxtext.num_vocab_tiling", message, "a divisor")
+    yield from _pipeline(experiment, own, topology)
     for key in RULES:
         for rule in own.get(key, []):
             yield from _rule(f"maxtext.{key}", rule)
@@ -52,3 +60,23 @@ def _known(key: str, kind: str, name: Any, known: list[str]) -> Iterator[Problem
 
 def _dimensions() -> list[str]:
     return list(schema().keys[RULES[0]].choices)
+
+
+def _pipeline(experiment: Experiment, own: dict[str, Any], topology: Topology) -> Iterator[Problem]:
+    stages, delayed, each = topology.pipeline, "pipeline_delay_activation_forwarding", "pipeline_fsdp_ag_per_repeat"
+    for key in PIPELINE:
+        if key in own and stages == 1:
+            yield Problem(
+                f"maxtext.{key}", "it counts in a pipeline only", "remove it, or parallel.pipeline: 2 or more"
+            )
+            return
+    if own.get(delayed) and topology.microbatches < 2 * stages:
+        message = f"it needs {2 * stages} microbatches, two for each stage, and there are {topology.microbatches}"
+        yield Problem(f"maxtext.{delayed}", message, "a larger train.global_batch_size, or remove it")
+    if own.get(each):
+        virtual = experiment.parallel.virtual_pipeline
+        layers = experiment.model.num_hidden_layers
+        if virtual == 1 or layers != stages * virtual or own.get(delayed):
+            message = "it needs virtual stages of one layer each, without delay"
+            remedy = f"parallel.virtual_pipeline: {layers // stages}, or remove it" if layers > stages else "remove it"
+            yield Problem(f"maxtext.{each}", message, remedy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from primus.backends.base import NativeConfig
+from primus.backends.maxtext import mesh
 from primus.backends.maxtext.architecture import architecture, model_problems
 from primus.backends.maxtext.own_keys import own_key_problems
 from primus.config.experiment import Experiment
@@ -33,11 +34,8 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
     half = experiment.precision != "fp32"
     native: NativeConfig = {
         **architecture(experiment.model, experiment.moe),
-        **_mesh(topology),
+        **mesh.native(experiment, topology),
         "max_target_length": train.seq_length,
-        # MaxText counts in batches of a device; a device has a part of a sample where others share it
-        "per_device_batch_size": topology.micro_batch_size * topology.data_parallel / topology.world_size,
-        "gradient_accumulation_steps": topology.microbatches,
         "steps": train.steps,
         "dtype": "bfloat16" if half else "float32",
         "weight_dtype": "float32",
@@ -73,16 +71,6 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
     return native | experiment.native.get("maxtext", {})
 
 
-def _mesh(topology: Topology) -> dict[str, int]:
-    """MaxText knows devices within a slice (``ici``) and between slices (``dcn``); outside TPU pods there is one."""
-    return {
-        "ici_data_parallelism": 1,
-        "ici_fsdp_parallelism": topology.data_shard,
-        "ici_tensor_parallelism": topology.tensor,
-        "dcn_data_parallelism": 1,
-    }
-
-
 def _problems(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
     if experiment.profile and max(experiment.profile.ranks) >= topology.nnodes:
         there = "is one" if topology.nnodes == 1 else f"are {topology.nnodes}"
@@ -96,6 +84,4 @@ def _problems(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
     fine = [f"maxtext.{key}" for key in REMATERIALIZED if key in own]
     if fine and own.get("remat_policy") != "custom":
         yield Problem(fine[0], "it counts with a policy of one's own only", "maxtext.remat_policy: custom")
-    if topology.nproc_per_node % topology.tensor:
-        message = f"{topology.tensor} does not divide the {topology.nproc_per_node} devices of a node"
-        yield Problem("parallel.tensor", message, "a divisor of --nproc")
+    yield from mesh.problems(experiment, topology)

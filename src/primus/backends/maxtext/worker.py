@@ -7,12 +7,18 @@ import os
 from primus.backends.base import Result, Session
 from primus.plan.plan import Plan
 
+THREADS = 16
+"""That XLA has for a device of a CPU. A collective blocks one until every device is in it, and a device may be in
+several at once, each device in others: with one thread a device, as XLA starts, all can wait for each other."""
+
 
 def run(plan: Plan, session: Session) -> Result:
     """Train this process's part of `plan`."""
     import jax
 
     on_cpu, devices = plan.experiment.hardware.device == "cpu", plan.topology.nproc_per_node
+    if on_cpu and plan.topology.world_size > 1:
+        os.environ["NPROC"] = str(max(THREADS * devices, os.cpu_count() or 1))
     if on_cpu and jax.config.jax_num_cpu_devices != devices:  # it must not change while JAX has devices
         jax.config.update("jax_num_cpu_devices", devices)
     if session.world_size > 1:
