@@ -95,7 +95,7 @@ def test_keys_carry_what_a_reader_needs() -> None:
     ("given", "what", "remedy"),
     [
         ("maxtext.remat_polici=full", "unknown key 'remat_polici' in maxtext", "did you mean remat_policy?"),
-        ("maxtext.foo=3", "unknown key 'foo' in maxtext", "known here: activations_in_float32, attention, attention_out"),
+        ("maxtext.foo=3", "unknown key 'foo' in maxtext", "known here: activations_in_float32, attention"),
         ("maxtext.enable_goodput_recording=true", "cannot be set: what is measured and written is Primus's", "remove"),
         ("maxtext.attention=flesh", "maxtext.attention must be one of dot_product, flash", "did you mean flash?"),
         ("maxtext.num_vocab_tiling=two", "maxtext.num_vocab_tiling must be a whole number", ""),
