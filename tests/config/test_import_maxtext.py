@@ -248,10 +248,26 @@ TOLD: dict[str, Any] = {
 }
 
 
-def test_the_engine_is_told_what_the_file_said(plain: Callable[..., Import], tmp_path: Path) -> None:
-    plan = make_plan(accepted(plain(yaml.safe_dump(TOLD))), nnodes=1, run_directory=tmp_path)
+STAGES = {"ici_pipeline_parallelism": 2, "num_pipeline_repeats": 1, "num_layers_per_pipeline_stage": 2}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"ici_tensor_parallelism": 1, "ici_context_parallelism": 2},
+        {"ici_fsdp_parallelism": 2, "ici_data_parallelism": 2},
+        STAGES | {"ici_tensor_parallelism": 1, "base_num_decoder_layers": 4, "gradient_accumulation_steps": 1},
+    ],
+    ids=["tensor", "context", "data", "pipeline"],
+)
+def test_the_engine_is_told_what_the_file_said(
+    plain: Callable[..., Import], tmp_path: Path, more: dict[str, int]
+) -> None:
+    told = TOLD | more
+    plan = make_plan(accepted(plain(yaml.safe_dump(told))), nnodes=1, run_directory=tmp_path)
     assert plan.topology.world_size == 8
-    assert {key: plan.native[key] for key in TOLD} == TOLD
+    assert {key: plan.native[key] for key in told} == told
 
 
 def test_experts_are_an_axis_of_their_own(maxtext: Callable[..., Import]) -> None:

@@ -26,6 +26,9 @@ _MAXTEXT = """
 
     input_data_sharding_logical_axes logical_axis_rules logical_axis_rules_for_eval override_logical_axis_rules
 
+    pipeline_delay_activation_forwarding pipeline_fsdp_ag_once pipeline_fsdp_ag_per_repeat scan_pipeline_iterations
+    set_remat_policy_on_pipeline_iterations
+
     debug_sharding jax_cache_dir jax_debug_log_modules log_config
 """
 CHANGEABLE_NATIVE = frozenset(

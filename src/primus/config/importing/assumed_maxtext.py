@@ -68,7 +68,7 @@ def maxtext(others: Others) -> Iterator[Assumed]:
     if model.has_experts(others):
         for target, value in _outcome(model.balance, others, "load_balance_loss_weight").values.items():
             yield Assumed(target, value, _note(others, "load_balance_loss_weight"))
-    if others.plain and "attention" not in others:
+    if others.plain and "attention" not in others and mesh.size(others, "context") == 1:
         yield default("maxtext.attention", "attention")
     yield from _model(others)
 

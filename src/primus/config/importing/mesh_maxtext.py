@@ -125,6 +125,15 @@ def repeats(value: Any, others: Others) -> Outcome:
     return Put({"parallel.virtual_pipeline": value}, verbatim=True)
 
 
+def layers(value: Any, others: Others) -> Outcome:
+    if size(others, "pipeline") == 1:
+        return Idle("there is one pipeline stage")
+    found = chunks(others)
+    if found is None:
+        return Drop("the number of layers is not known here", "set parallel.virtual_pipeline")
+    return Put({"parallel.virtual_pipeline": found}, f"{value} layers a chunk")
+
+
 def chunks(others: Others) -> int | None:
     """Chunks of the model a pipeline stage, where the file does not count them."""
     layers = others.get("base_num_decoder_layers", architecture(others.preset).get("num_hidden_layers"))

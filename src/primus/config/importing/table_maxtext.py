@@ -17,6 +17,7 @@ _BETAS = by("optimizer.betas", v.pair("optimizer.betas", "adam_b1", "adam_b2", (
 _SAVING = (lambda others: m.effective(others, "enable_checkpointing") is True, "enable_checkpointing is off")
 _EXPERTS = (a.has_experts, "the model has no experts")
 _YARN = (a.yarn, "the rotary embedding is not yarn")
+_STAGES = (lambda others: mesh.size(others, "pipeline") != 1, "there is one pipeline stage")
 _CUSTOM = (m.custom, "remat_policy is not custom")
 _REAL = (lambda others: not m.synthetic(others), "the data are synthetic")
 _TEXT = when(*_REAL, no("of MaxText's own readers: make a token dataset with `data prepare` and set data.train"))
@@ -88,9 +89,16 @@ MAXTEXT: dict[str, Rule] = {
         always(1, "1, as without it", "no such axis here: parallel names those that there are"),
     ),
     "num_pipeline_repeats": by("parallel.virtual_pipeline", mesh.repeats),
+    "num_layers_per_pipeline_stage": by("parallel.virtual_pipeline", mesh.layers),
+    **{
+        name: when(*_STAGES, native(name))
+        for name in (
+            *("pipeline_delay_activation_forwarding", "pipeline_fsdp_ag_once", "pipeline_fsdp_ag_per_repeat"),
+            *("scan_pipeline_iterations", "set_remat_policy_on_pipeline_iterations"),
+        )
+    },
     "num_pipeline_microbatches": when(
-        lambda others: mesh.size(others, "pipeline") != 1,
-        "there is one pipeline stage",
+        *_STAGES,
         no("the global batch follows from it, and from that the number of microbatches"),
     ),
     # arithmetic and memory
