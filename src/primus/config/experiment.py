@@ -262,7 +262,8 @@ class Parallel(Section):
         default=1, description="Model chunks a pipeline rank; more than one needs an interleaved schedule."
     )
     schedule: Literal["1f1b", "interleaved_1f1b", "gpipe"] | None = Field(
-        default=None, description="Pipeline schedule; default: 1f1b, or interleaved_1f1b with virtual stages."
+        default=None,
+        description="Pipeline schedule; default: 1f1b, or interleaved_1f1b with virtual stages; MaxText: its own.",
     )
     context: PositiveInt = Field(default=1, description="Ranks that share one sequence.")
     expert: PositiveInt = Field(
