@@ -121,7 +121,7 @@ def differences(others: Others) -> Iterator[str]:
         yield "attention is cuDNN's there by its presets, here maxtext.attention: dot_product"
     if model.has_experts(others) and "capacity_factor" not in others and not others.plain:
         yield "an expert drops tokens beyond 1.25 of an even load there by its presets, here it takes all"
-    if (model.architecture(others.preset).get("model_type") or model.family(others)) == "llama":
+    if (model.architecture(others.preset).get("model_type") or model.family(others)) in ("llama", "mixtral"):
         yield "the weight of the queries holds the scale of the scores there and learns at another pace for it"
     if _form(others.preset).startswith("llama3.3"):
         yield "MaxText does not scale the rotary embedding of llama3.3, whose preset here does, as published"
