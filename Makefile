@@ -13,7 +13,7 @@ quickstart: ## train a small Llama on the CPU for a few minutes
 	@./primus-cli train pretrain --config examples/quickstart.yaml
 
 test: ## every test, two at a time, with coverage; T=PATH for some of them
-	$(in_dev) $$python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered $(T)
+	$(in_dev) $$python -m pytest -n 2 --cov --cov-report=term:skip-covered $(T)
 
 lint: ## ruff, mypy --strict, the import order, file sizes
 	$(in_dev) $$python -m ruff check .

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from command_line import PLUGINS, TRIAL, Cli, clean_environment
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from primus.runtime.exchanges import Exchanges
 
@@ -22,12 +24,18 @@ def pytest_configure() -> None:
             signal.signal(number, default)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share runs stay in one process where pytest runs in several: those of a file, and those of
-    TorchTitan's directory, whose runs are made once a session."""
-    for item in items:
-        together = item.path.parent if item.path.parent.name == "torchtitan" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(together)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Tests that share runs stay in one process where pytest runs in several."""
+    return ByRuns(config, log)
+
+
+class ByRuns(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        """Those of a file, and those of TorchTitan's directory, whose runs are made once a session."""
+        file = nodeid.partition("::")[0]
+        directory = file.rpartition("/")[0]
+        return directory if directory.endswith("torchtitan") else file
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ Key = tuple[str, str, str]
 ALONE = "1 process"
 SMALLEST_GAP = 1e-6
 """Between the score of a chosen expert and of the best other one; rounding moves a score by about 1e-7."""
+NORMS_APART = 1e-4
+"""Largest relative difference of a gradient norm from the plain loop's."""
 ENGINES_APART = 5e-6
 """Largest difference of a loss between two engines in one process."""
 
@@ -43,6 +45,7 @@ def ran(root: Path, dataset: Path, request: pytest.FixtureRequest) -> dict[Key, 
 def test_losses_equal_the_plain_loop(ran: dict[Key, Ran], key: Key, root: Path, dataset: Path) -> None:
     expected = parity.plain_loop(key[0], root, dataset)
     assert parity.difference(ran[key], expected) <= expected.band
+    assert ran[key].norms == pytest.approx(expected.norms, rel=NORMS_APART)
     assert expected.losses[20] < expected.losses[1] - 0.3, "it learns, so that equal losses mean something"
 
 

@@ -1,4 +1,4 @@
-"""The same experiment on TorchTitan, in every layout, and in a plain loop: the same losses, step by step."""
+"""What an experiment may ask of TorchTitan beside a layout, and a plain loop: the same losses, step by step."""
 
 from __future__ import annotations
 
@@ -27,24 +27,18 @@ ONE: dict[str, Settings] = {
     "qwen3": ("qwen3", {"model": QWEN3}),
 }
 TWO: dict[str, Settings] = {
-    "data-shard": ("llama", {"parallel__data_shard": 2}),
     "data-shard-masked": ("masked", {"masked": True, "parallel__data_shard": 2, "train__micro_batch_size": 2}),
-    "data-replicate": ("llama", {"parallel__data_replicate": 2}),
-    "tensor": ("llama", {"parallel__tensor": 2}),
     "tensor-chunked-loss": ("llama", {"parallel__tensor": 2, "torchtitan__loss__num_chunks": 4}),
     "tensor-qwen3": ("qwen3", {"model": QWEN3, "parallel__tensor": 2}),
-    "pipeline": ("llama", {"parallel__pipeline": 2}),
     "pipeline-masked": ("masked", {"masked": True, "parallel__pipeline": 2, "train__micro_batch_size": 2}),
     "pipeline-chunked-loss": ("llama", {"parallel__pipeline": 2, "torchtitan__loss__num_chunks": 4}),
-    "interleaved": ("llama", {"parallel__pipeline": 2, "parallel__virtual_pipeline": 2, "train__micro_batch_size": 2}),
-    "context": ("long", {"parallel__context": 2, "train__seq_length": 256, "train__micro_batch_size": 2}),
 }
+"""Beside the layouts of ``test_engines.py``."""
 REFERENCES: dict[str, dict[str, Any]] = {
     "llama": {},
     "masked": {"masked": True},
     "never-clipped": {"optimizer__clip_grad_norm": 0.0},
     "qwen3": {"model": QWEN3},
-    "long": {"train__seq_length": 256},
 }
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forks
 import torch
 from gang import environment
 from safetensors.torch import load_file
@@ -26,6 +27,7 @@ from primus.plan.plan import Plan
 
 STEP = 1
 """Of the checkpoints."""
+PATIENCE_SECONDS = 240
 
 
 @dataclass(frozen=True)
@@ -88,26 +90,22 @@ def look_at(looks: Sequence[Look], world: int, directory: Path, overlay: Path | 
         torch.save({"tokens": one.tokens, "positions": one.positions}, directory / f"{number}.pt")
         entries.append({"plan": one.plan.to_json(), "port": stores[-1].port})
     spec.write_text(json.dumps(entries), encoding="utf-8")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(spec)],
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},
-                **environment(rank, world, overlay=overlay),
-                "TORCHELASTIC_USE_AGENT_STORE": "True",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    processes, logs = [], []
+    for rank in range(world):
+        variables = {**ours, **environment(rank, world, overlay=overlay), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        source = forks.source("megatron", sys.executable, variables, {})
+        logs.append(directory / f"rank-{rank}.log")
+        processes.append(source.start(Path(__file__), [str(spec)], variables, logs[-1]))
+    deadline = time.monotonic() + PATIENCE_SECONDS
     try:
-        ended = [(process.communicate(timeout=240)[0], process.returncode) for process in processes]
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            time.sleep(forks.POLL_SECONDS)
     finally:
         for process in processes:
             process.kill()
-    assert not any(code for _, code in ended), "\n".join(text[-4000:] for text, code in ended if code)
+    failed = [log for process, log in zip(processes, logs, strict=True) if process.wait()]
+    assert not failed, "\n".join(log.read_text(encoding="utf-8")[-4000:] for log in failed)
     return {one.name: _joined(directory, number, one, world) for number, one in enumerate(looks)}
 
 

@@ -79,6 +79,7 @@ class Reference:
     gap: smallest distance of a chosen expert's score from the best one not chosen; None without experts."""
 
     losses: dict[int, float]
+    norms: dict[int, float]
     band: float
     gap: float | None
 
@@ -117,10 +118,10 @@ def plain_loop(model: str, root: Path, dataset: Path) -> Reference:
     plan = make(root / f"reference-{model}", dataset, model=MODELS[model], **_settings(model))
     trained = reference.train(plan)
     if model not in MIXTURES:
-        return Reference(trained.losses, DENSE_BAND, None)
+        return Reference(trained.losses, trained.norms, DENSE_BAND, None)
     exact = reference.train(plan, torch.float64)
     noise = max(abs(trained.losses[step] - exact.losses[step]) for step in trained.losses)
-    return Reference(trained.losses, max(DENSE_BAND, 4 * noise), exact.gap)
+    return Reference(trained.losses, trained.norms, max(DENSE_BAND, 4 * noise), exact.gap)
 
 
 def run(
