@@ -270,12 +270,20 @@ def test_the_engine_is_told_what_the_file_said(
     assert {key: plan.native[key] for key in told} == told
 
 
-def test_experts_are_an_axis_of_their_own(maxtext: Callable[..., Import]) -> None:
-    text = maxtext("ici_fsdp_parallelism: 1", "ici_expert_parallelism: -1", "sparse_matmul: false").input.path
+def test_experts_are_an_axis_of_their_own(maxtext: Callable[..., Import], tmp_path: Path) -> None:
+    lines = (
+        "ici_fsdp_parallelism: 1",
+        "ici_expert_parallelism: -1",
+        "sparse_matmul: false",
+        "per_device_batch_size: 1",
+    )
+    text = maxtext(*lines).input.path
     text.write_text(text.read_text().replace("llama2_7B", "mixtral_8x7B"))
     result = convert(text, {}, schema)
     parallel = accepted(result).experiment.parallel
     assert (parallel.expert, parallel.data_shard) == (8, 8)
+    native = make_plan(accepted(result), nnodes=1, run_directory=tmp_path).native
+    assert (native["ici_expert_parallelism"], native["ici_fsdp_parallelism"]) == (8, 1)
     assert accepted(result).experiment.moe.balance == "aux_loss", "its model preset says so"
 
 

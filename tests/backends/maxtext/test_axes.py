@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gang import Case, Ran, run_gang
-from tiny import make, make_dataset
+from tiny import DEEPSEEK_V3, make, make_dataset
 
 from primus.plan.plan import Plan
 from primus.runtime.environments import provide
@@ -36,6 +36,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     },
 }
 """``nodes``: two processes of two devices each, a stage in either."""
+EXPERTS: dict[str, Any] = {"model": DEEPSEEK_V3, "moe__balance": "bias"}
+SPREAD: dict[str, Any] = {"nproc": 4, "parallel__expert": 2, "parallel__tensor": 2, "checkpoint__interval": 4}
 FURTHER: dict[str, tuple[str, int, dict[str, Any]]] = {
     "circular": (
         "nodes",
@@ -43,6 +45,7 @@ FURTHER: dict[str, tuple[str, int, dict[str, Any]]] = {
         {"nproc": 2, "parallel__pipeline": 2, "parallel__virtual_pipeline": 2, "checkpoint__interval": 7},
     ),
     "no pipeline": ("circular", 7, {"nproc": 4, "parallel__context": 2, "parallel__tensor": 2}),
+    "experts together": ("experts spread", 4, EXPERTS),
 }
 """Run -> the one that it continues, from which step, its layout."""
 
@@ -59,7 +62,8 @@ def ran(root: Path) -> dict[str, Ran]:
     def plan(name: str, options: dict[str, Any]) -> Plan:
         return make(root / name.replace(" ", "-"), dataset, **COMMON | options)
 
-    cases = [Case(name, plan(name, options)) for name, options in ({"one": {}} | LAYOUTS).items() if name != "nodes"]
+    alone = {"one": {}, "experts spread": EXPERTS | SPREAD} | LAYOUTS
+    cases = [Case(name, plan(name, options)) for name, options in alone.items() if name != "nodes"]
     found = run_gang(cases, 1, root / "alone", python=python)
     on_nodes = plan("nodes", LAYOUTS["nodes"])
     topology = on_nodes.topology.model_copy(update={"nnodes": 2, "nproc_per_node": 2})
@@ -70,7 +74,9 @@ def ran(root: Path) -> dict[str, Ran]:
         further = plan(name, options)
         whole = Path(further.run_directory)
         (whole / "checkpoints").mkdir()
-        (root / before / "checkpoints" / f"step-{step}").rename(whole / "checkpoints" / f"step-{step}")
+        (root / before.replace(" ", "-") / "checkpoints" / f"step-{step}").rename(
+            whole / "checkpoints" / f"step-{step}"
+        )
         found |= run_gang([Case(name, further)], 1, root / "further", python=python)
     return found
 
@@ -78,7 +84,7 @@ def ran(root: Path) -> dict[str, Ran]:
 @pytest.mark.parametrize("name", [*LAYOUTS, *FURTHER])
 def test_a_layout_trains_what_one_device_does(name: str, ran: dict[str, Ran]) -> None:
     first = FURTHER[name][1] if name in FURTHER else 0
-    found, expected = ran[name].ended(), ran["one"].ended()
+    found, expected = ran[name].ended(), ran["experts spread" if "experts" in name else "one"].ended()
     assert [*found.losses] == [*range(first + 1, 11)]
     assert max(abs(loss - expected.losses[step]) for step, loss in found.losses.items()) < TOLERANCE
     assert max(abs(norm - expected.norms[step]) for step, norm in found.norms.items()) < TOLERANCE

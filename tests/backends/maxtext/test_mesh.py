@@ -17,6 +17,7 @@ WIDE = LLAMA | {"hidden_size": 27 * 8, "head_dim": 16}
 THIRTEEN = {"train__micro_batch_size": 13, "train__global_batch_size": 13 * 9}
 ON_GPUS = {"hardware": {"name": "MI300X", "device": "rocm"}, "precision": "bf16"}
 UNBALANCED = {**ONE_SAMPLE, "moe__balance": "none"}
+THREE_SHARDS = {"parallel__data_replicate": 3, **ONE_SAMPLE, "train__global_batch_size": 6}
 
 
 def plan(tmp_path: Path, **options: Any) -> Plan:
@@ -36,6 +37,7 @@ def test_the_axes_become_a_mesh_of_all_devices(tmp_path: Path) -> None:
         "ici_data_parallelism": 2,
         "ici_pipeline_parallelism": 2,
         "ici_fsdp_parallelism": 1,
+        "ici_expert_parallelism": 1,
         "ici_context_parallelism": 2,
         "ici_tensor_parallelism": 2,
         "num_pipeline_microbatches": 4,
@@ -44,6 +46,16 @@ def test_the_axes_become_a_mesh_of_all_devices(tmp_path: Path) -> None:
     }
     assert native["per_device_batch_size"] * 16 == 8
     assert native["gradient_accumulation_steps"] == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "rocm"])
+def test_experts_are_spread_over_a_part_of_data_shard(device: str, tmp_path: Path) -> None:
+    on = {} if device == "cpu" else ON_GPUS
+    native = plan(tmp_path, nproc=8, parallel__tensor=2, parallel__expert=2, model=MIXTRAL, **ONE_SAMPLE, **on).native
+    sizes = [native[f"ici_{axis}_parallelism"] for axis in ("fsdp", "expert", "tensor")]
+    assert sizes == [2, 2, 2]
+    assert native["per_device_batch_size"] * 8 == 4, "experts share no samples"
+    assert native["sparse_matmul"] == (device != "cpu"), "a CPU cannot send tokens"
 
 
 def test_flags_of_the_compiler_are_the_users(tmp_path: Path) -> None:
@@ -125,6 +137,26 @@ def test_flags_of_the_compiler_are_the_users(tmp_path: Path) -> None:
         (
             {"nproc": 2, "parallel__pipeline": 2, "model": MIXTRAL, "moe__balance": "aux_loss", **ONE_SAMPLE},
             "moe.balance: .*auxiliary losses of idle stages too.*",
+        ),
+        (
+            {"nproc": 2, "parallel__context": 2, "parallel__expert": 2, "model": MIXTRAL, **UNBALANCED},
+            "parallel.expert: .*2 does not divide data_shard 1; .*(parallel.expert: 1, or a larger data_shard)",
+        ),
+        (
+            {"nproc": 6, "nnodes": 2, "parallel__tensor": 2, "parallel__expert": 2, "model": MIXTRAL, **THREE_SHARDS},
+            "parallel.expert: .*tensor 2 x expert 2 does not divide the 6 devices of a node (parallel.expert: 1; .*)",
+        ),
+        (
+            {"nproc": 4, "parallel__pipeline": 2, "parallel__expert": 2, "model": MIXTRAL, **UNBALANCED, **ON_GPUS},
+            "parallel.expert: .*does not send tokens to experts in a pipeline.*maxtext.sparse_matmul: false)",
+        ),
+        (
+            {"nproc": 2, "parallel__expert": 2, "model": MIXTRAL, **UNBALANCED, "maxtext__sparse_matmul": True},
+            "maxtext.sparse_matmul: .*cannot send tokens to experts on CPUs.*(false, or remove it)",
+        ),
+        (
+            {"nproc": 2, "parallel__expert": 2, "model": MIXTRAL, **UNBALANCED, "maxtext__use_custom_sort_vjp": False},
+            "maxtext.use_custom_sort_vjp: .*every expert computes all tokens with sparse_matmul: false (remove it)",
         ),
         (
             {"nproc": 27, "parallel__context": 3, "model": WIDE, "train__seq_length": 48, **THIRTEEN},

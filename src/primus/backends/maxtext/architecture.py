@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from primus.backends.maxtext.mesh import tokens_cannot_be_sent
 from primus.config.dimensions import expert_width, head_dim, key_value_heads, shared_experts
 from primus.config.experiment import Experiment, Model, Moe
 from primus.config.families import latent_attention
@@ -124,7 +125,9 @@ def model_problems(experiment: Experiment, topology: Topology, data: PlannedData
         return
     if model.rope_theta != int(model.rope_theta) and not (model.rope_scaling or latent_attention(model.model_type)):
         yield Problem("model.rope_theta", "MaxText takes a whole number", f"model.rope_theta: {int(model.rope_theta)}")
-    yield from _idle(model, experiment.native.get("maxtext", {}))
+    yield from _idle(
+        model, experiment.native.get("maxtext", {}), sparse=not tokens_cannot_be_sent(experiment, topology)
+    )
     if not model.num_experts:
         return
     if model.num_experts == 1:
@@ -141,13 +144,13 @@ def model_problems(experiment: Experiment, topology: Topology, data: PlannedData
         yield Problem("moe.balance", message, "data.mask_eod: false, a larger world, or moe.balance: none")
 
 
-def _idle(model: Model, own: dict[str, Any]) -> Iterator[Problem]:
-    """Keys of MaxText's own that nothing would read."""
+def _idle(model: Model, own: dict[str, Any], *, sparse: bool) -> Iterator[Problem]:
+    """Keys of MaxText's own that nothing would read. sparse: what ``sparse_matmul`` is unless they say it."""
     latent = latent_attention(model.model_type)
     idle: dict[str, tuple[str, ...]] = {}
     if not model.num_experts:
         idle["the model has no experts"] = EXPERT_KEYS
-    elif own.get("sparse_matmul") is False:
+    elif not own.get("sparse_matmul", sparse):
         idle["every expert computes all tokens with sparse_matmul: false"] = SPARSE_KEYS
     if not latent:
         idle["the model has no latent attention"] = (*LATENT_KEYS, *QUERY_KEYS)

@@ -171,7 +171,7 @@ OMITTED = {
     "the code that this backend runs does not read it": "PipelineParallelism",
     "its weights would be bf16 while gradients accumulate; parallel.data_shard shards moments": """
         shard_optimizer_over_data""",
-    "experts are not spread over devices yet": "MoEGeneral check_vma",
+    "tokens reach their experts by one way, and none is dropped": "MoEGeneral check_vma",
     "its step does not say the gradient's norm": "optimizer_memory_host_offload",
     "its step does not run on a CPU, and was not tried elsewhere": "parameter_memory_host_offload",
     "the loop is Primus's own": """

@@ -18,14 +18,16 @@ def native(experiment: Experiment, topology: Topology) -> dict[str, Any]:
     """The mesh and the batch on it, as MaxText's keys.
 
     MaxText tells devices within a slice (``ici``) from those between slices (``dcn``), as TPU pods have them; elsewhere
-    all devices of all nodes are one slice.
+    all devices of all nodes are one slice. Experts have an axis of their own, over which all other weights and the
+    batch lie like over fsdp: our data_shard is the two.
     """
     stages = topology.pipeline
     found = {
         "num_slices": 1,
         "ici_data_parallelism": topology.data_replicate,
         "ici_pipeline_parallelism": stages,
-        "ici_fsdp_parallelism": topology.data_shard,
+        "ici_fsdp_parallelism": topology.data_shard // topology.expert,
+        "ici_expert_parallelism": topology.expert,
         "ici_context_parallelism": topology.context,
         "ici_tensor_parallelism": topology.tensor,
         "dcn_data_parallelism": 1,
@@ -34,6 +36,8 @@ def native(experiment: Experiment, topology: Topology) -> dict[str, Any]:
         "per_device_batch_size": device_samples(topology),
         "gradient_accumulation_steps": topology.microbatches if stages == 1 else 1,
     }
+    if tokens_cannot_be_sent(experiment, topology):
+        found["sparse_matmul"] = False
     if stages > 1:
         repeats = experiment.parallel.virtual_pipeline
         layers = experiment.model.num_hidden_layers // (stages * repeats)
@@ -44,6 +48,12 @@ def native(experiment: Experiment, topology: Topology) -> dict[str, Any]:
             "scan_layers_per_stage": layers > 1,
         }
     return found
+
+
+def tokens_cannot_be_sent(experiment: Experiment, topology: Topology) -> bool:
+    """Whether every expert has to compute all tokens of its devices: MaxText sends tokens to the experts they chose by
+    ``ragged-all-to-all``, which XLA does not have on CPUs."""
+    return topology.expert > 1 and experiment.hardware.device == "cpu"
 
 
 def device_samples(topology: Topology) -> float:
@@ -57,6 +67,7 @@ def problems(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
     """What MaxText cannot lay out as asked. What no engine can is found before."""
     found = [*_cuts(experiment.model, topology), *(_pipeline(experiment, topology) if topology.pipeline > 1 else ())]
     yield from found
+    yield from _expert(experiment, topology)
     if topology.nproc_per_node % topology.tensor:
         message = f"{topology.tensor} does not divide the {topology.nproc_per_node} devices of a node"
         yield Problem("parallel.tensor", message, "a divisor of --nproc")
@@ -105,6 +116,24 @@ def _cuts(model: Model, topology: Topology) -> Iterator[Problem]:
             break
 
 
+def _expert(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
+    """Experts are spread over devices that hold other samples; each has a whole number of them."""
+    expert, shards, own = topology.expert, topology.data_shard, experiment.native.get("maxtext", {})
+    if shards % expert:
+        fitting = nearest_divisors(expert, gcd(shards, experiment.model.num_experts or 1))
+        message = f"{expert} does not divide data_shard {shards}; MaxText spreads experts over no other devices"
+        yield Problem("parallel.expert", message, f"parallel.expert: {_either(fitting)}, or a larger data_shard")
+    elif topology.tensor > 1 and topology.nproc_per_node % (topology.tensor * expert):
+        # experts vary fastest in the mesh, so the devices of a tensor lie that far apart
+        sizes = _product({"tensor": topology.tensor, "expert": expert})
+        message = f"{sizes} does not divide the {topology.nproc_per_node} devices of a node"
+        fitting = nearest_divisors(expert, gcd(shards, topology.nproc_per_node // topology.tensor))
+        yield Problem("parallel.expert", message, f"parallel.expert: {_either(fitting)}; any with tensor 1")
+    if own.get("sparse_matmul") and tokens_cannot_be_sent(experiment, topology):
+        message = "XLA cannot send tokens to experts on CPUs; with parallel.expert each computes all of them"
+        yield Problem("maxtext.sparse_matmul", message, "false, or remove it")
+
+
 def _pipeline(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
     """The stages hold equally many layers; all microbatches go forward through them, in rounds, then all go back."""
     layers, parallel = experiment.model.num_hidden_layers, experiment.parallel
@@ -133,11 +162,11 @@ def _pipeline(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
             "gpipe, or remove it" if parallel.virtual_pipeline == 1 else "remove it",
         )
     if experiment.model.num_experts:
-        yield from _staged_experts(experiment)
+        yield from _staged_experts(experiment, topology)
 
 
-def _staged_experts(experiment: Experiment) -> Iterator[Problem]:
-    family = experiment.model.model_type
+def _staged_experts(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
+    family, own = experiment.model.model_type, experiment.native.get("maxtext", {})
     if latent_attention(family):
         message = f"stages of the two kinds of layers that {family} has are not mapped to MaxText"
         yield Problem("parallel.pipeline", message, "parallel.pipeline: 1")
@@ -150,6 +179,10 @@ def _staged_experts(experiment: Experiment) -> Iterator[Problem]:
         if experiment.moe.balance == "aux_loss":
             message = "MaxText's pipelines count auxiliary losses of idle stages too"
         yield Problem("moe.balance", message, "moe.balance: none, or parallel.pipeline: 1")
+    sparse = own.get("sparse_matmul", not tokens_cannot_be_sent(experiment, topology))
+    if topology.expert > 1 and sparse:
+        message = "MaxText does not send tokens to experts in a pipeline"
+        yield Problem("parallel.expert", message, "parallel.expert: 1, or maxtext.sparse_matmul: false")
 
 
 def _either(values: list[int]) -> str:
