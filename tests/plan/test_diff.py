@@ -179,7 +179,7 @@ def test_every_key_of_megatron_is_one_or_the_other(version: str, monkeypatch: py
 def test_every_key_of_maxtext_is_one_or_the_other(plan: Callable[..., Plan]) -> None:
     own = {key for key, about in registry.get("maxtext").native_schema().keys.items() if not about.portable}
     changeable = {key.removeprefix("maxtext.") for key in CHANGEABLE_NATIVE if key.startswith("maxtext.")}
-    precisions = {"activations_in_float32", *(key for key in own if key.startswith("float32_"))}
+    precisions = {"activations_in_float32", "quantization", *(key for key in own if key.startswith("float32_"))}
     assert changeable | precisions == own
     assert not changeable & precisions
     old, new = (

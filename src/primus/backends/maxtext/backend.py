@@ -30,7 +30,11 @@ class MaxTextBackend:
             workflows=frozenset({"pretrain"}),
             model_types=frozenset({"llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3"}),
             parallel_axes=frozenset({"data_shard", "data_replicate", "context", "tensor", "pipeline", "expert"}),
-            precisions={kind: frozenset({"fp32", "bf16"}) for kind in ("cpu", "cuda", "rocm")},
+            precisions={
+                "cpu": frozenset({"fp32", "bf16"}),
+                "cuda": frozenset({"fp32", "bf16", "fp8"}),
+                "rocm": frozenset({"fp32", "bf16", "fp8"}),
+            },
         )
 
     def native_schema(self) -> NativeSchema:

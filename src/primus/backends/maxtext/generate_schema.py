@@ -37,6 +37,8 @@ KEPT = """
     remat_policy attention_out context decoder_layer_input key_proj kv_wa_proj mla_kv mla_q mlpwi_0 mlpwi_1 mlpwo
     moe_mlpwi_0 moe_mlpwi_1 moe_mlpwo moe_x_sorted out_proj query_proj query_wa_proj value_proj
 
+    quantization
+
     input_data_sharding_logical_axes logical_axis_rules logical_axis_rules_for_eval override_logical_axis_rules
 """
 """Fields that an experiment may set: more than these the code that this backend runs does not read, or they would
@@ -127,10 +129,11 @@ PORTABLE = {
 
 OMITTED = {
     "no token is dropped, whatever the load": "capacity_factor",
-    "the router computes in fp32": "float32_gate_logits",
-    "training in eight bits is not mapped yet": """
-        *_quantization_calibration_method constant_bound_config quant_cfg_path quantization
-        quantization_local_shard_count quantize_router_proj replicate_quant_scale use_qwix_quantization""",
+    "the router computes in fp32": "float32_gate_logits quantize_router_proj",
+    "scales are of the largest value along what a product sums, whatever the devices": """
+        *_quantization_calibration_method quantization_local_shard_count""",
+    "Qwix quantizes, which keeps no state; MaxText is giving the other way up": """
+        constant_bound_config quant_cfg_path replicate_quant_scale use_qwix_quantization""",
     "MaxText derives it from the others": "DerivedValues global_parameter_scale",
     "the portable keys say each dimension, as in extends: [models/NAME]": """
         base_config model_name override_model_config use_m3_model""",
@@ -196,19 +199,18 @@ TYPES = {"logical_axis_rules": "list", "logical_axis_rules_for_eval": "list"}
 
 CHOICES = {
     "attention": "dot_product flash autoselected",
+    "quantization": "int8 fp8_full",
     "remat_policy": """
         custom full minimal minimal_flash minimal_offloaded minimal_with_context
         minimal_with_context_and_quantization minimal_with_quantization none qkv_proj_offloaded save_dot_except_mlp
         save_dot_except_mlpwi save_dot_with_context_except_mlp save_out_proj save_qkv_proj""",
 }
 """Where MaxText leaves the values open, or fewer are allowed than it takes: cuDNN's attention does not see where a
-document ends when samples do not come from MaxText's own readers."""
+document ends when samples do not come from MaxText's own readers; other kinds of quantization keep state, are for
+inference, need a library that the environment lacks, or leave gradients in formats that are too coarse."""
 
 RULES = "logical_axis_rules"
 """Its choices are the dimensions that MaxText has rules for."""
-
-WITHOUT = {"quantization": ("serve_", "te_")}
-"""How values of an enumeration begin that are for inference, or need a library that the environment lacks."""
 
 OUR_DEFAULTS = {
     "attention": "dot_product",
@@ -226,7 +228,7 @@ OUR_WORDS = {
     "mla_q": "Remat policy for the normed latent of queries.",
     "logical_axis_rules": "Mesh axes that a named dimension is split over, in place of MaxText's rule for that name.",
     "override_logical_axis_rules": "No rule holds but those in logical_axis_rules.",
-    "quantization": "How the factors of the layers' matrix products are quantized.",
+    "quantization": "What factors of the layers' products are rounded to; on GPUs precision: fp8 says fp8_full.",
     "query_wa_proj": "Remat policy for the projection of queries into their latent.",
     "remat_policy": "What the backward pass computes anew, more finely than recompute; custom: as the single keys say.",
     "sparse_matmul": "An expert computes the tokens that chose it; false: all tokens, and the others count zero.",
@@ -305,7 +307,7 @@ def _key(name: str, field: Any, default: Any) -> dict[str, Any]:
         if name == RULES
         else CHOICES[name].split()
         if name in CHOICES
-        else [one for one in _choices(field.annotation) if not one.startswith(WITHOUT.get(name, ()))]
+        else list(_choices(field.annotation))
     )
     more = {"choices": allowed, "description": OUR_WORDS.get(name) or _shortened(field.description or "")}
     return {

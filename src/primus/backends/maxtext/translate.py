@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from primus.backends.base import NativeConfig
-from primus.backends.maxtext import mesh
+from primus.backends.maxtext import mesh, quantization
 from primus.backends.maxtext.architecture import architecture, model_problems
 from primus.backends.maxtext.own_keys import own_key_problems
 from primus.config.experiment import Experiment
@@ -35,6 +35,7 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
     native: NativeConfig = {
         **architecture(experiment.model, experiment.moe),
         **mesh.native(experiment, topology),
+        **quantization.native(experiment),
         "max_target_length": train.seq_length,
         "steps": train.steps,
         "dtype": "bfloat16" if half else "float32",
@@ -85,3 +86,4 @@ def _problems(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
     if fine and own.get("remat_policy") != "custom":
         yield Problem(fine[0], "it counts with a policy of one's own only", "maxtext.remat_policy: custom")
     yield from mesh.problems(experiment, topology)
+    yield from quantization.problems(experiment, topology)

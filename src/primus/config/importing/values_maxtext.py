@@ -99,17 +99,22 @@ def wsd_fraction(value: Any, others: Others) -> Outcome:
 # numbers and memory
 
 
+FP8 = ("fp8_full", "fp8", "nanoo_fp8", "fp8_gpu", "fp8_nanoo")
+
+
 def quantization(value: Any, others: Others) -> Outcome:
     if value == "":
         return Same("off")
-    if str(value) in ("fp8", "nanoo_fp8", "fp8_full", "fp8_gpu", "fp8_nanoo"):
-        return Put({"precision": "fp8"}, "maxtext does not train in fp8 yet, torchtitan does")
-    return Drop("precision is fp32, bf16 or fp8")
+    if value == "int8":
+        return Native("quantization", value)
+    if str(value) in FP8:
+        return Put({"precision": "fp8"}, "" if value == FP8[0] else "scales are of present values, not of a history")
+    return Drop("precision is fp32, bf16 or fp8, or else int8")
 
 
 def dtype(value: Any, others: Others) -> Outcome:
     word = {"bfloat16": "bf16", "float32": "fp32"}.get(str(value))
-    if others.get("quantization"):
+    if others.get("quantization") in FP8:
         return Same("bf16 lies beneath fp8") if word == "bf16" else Drop("bf16 lies beneath fp8")
     return Put({"precision": word}) if word else Drop("precision is fp32, bf16 or fp8")
 
