@@ -181,7 +181,7 @@ def _staged_experts(experiment: Experiment, topology: Topology) -> Iterator[Prob
         yield Problem("moe.balance", message, "moe.balance: none, or parallel.pipeline: 1")
     sparse = own.get("sparse_matmul", not tokens_cannot_be_sent(experiment, topology))
     if topology.expert > 1 and sparse:
-        message = "MaxText does not send tokens to experts in a pipeline"
+        message = "MaxText used to refuse sending tokens to experts in a pipeline, and it could not be tried"
         yield Problem("parallel.expert", message, "parallel.expert: 1, or maxtext.sparse_matmul: false")
 
 
