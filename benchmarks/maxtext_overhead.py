@@ -13,38 +13,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from train_overhead import compare
+from train_overhead import EXAMPLE, compare, ours
 
 from primus.backends.base import Session
-from primus.events.types import Event, StepDone
 from primus.home import primus_home
 from primus.plan.plan import Plan
 from primus.runtime.environments import provide
-
-EXAMPLE = """
-extends: [models/tiny_llama, hardware/cpu]
-name: overhead
-backend: maxtext
-data: {train: synthetic}
-train: {steps: 60, global_batch_size: 4, micro_batch_size: 4, seq_length: 256}
-optimizer: {lr: 1.0e-3}
-precision: fp32
-"""
-
-
-def ours(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
-    from primus.backends.maxtext import MaxTextBackend
-
-    def emit(event: Event) -> None:
-        session.emit(event)
-        if isinstance(event, StepDone):
-            clock()
-
-    MaxTextBackend().run(plan, replace(session, emit=emit))
 
 
 def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
@@ -71,4 +48,4 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    compare(__doc__, {"ours": ours, "bare": bare}, EXAMPLE, provide("jax"), first_goal=2.0)
+    compare(__doc__, {"ours": ours, "bare": bare}, EXAMPLE + "backend: maxtext\n", provide("jax"), first_goal=2.0)

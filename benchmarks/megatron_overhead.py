@@ -14,36 +14,13 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
-from train_overhead import compare
+from train_overhead import EXAMPLE, compare, ours
 
 from primus.backends.base import Session
-from primus.events.types import Event, StepDone
 from primus.plan.plan import Plan
-
-EXAMPLE = """
-extends: [models/tiny_llama, hardware/cpu]
-name: overhead
-backend: megatron
-data: {train: synthetic}
-train: {steps: 60, global_batch_size: 4, micro_batch_size: 4, seq_length: 256}
-optimizer: {lr: 1.0e-3}
-precision: fp32
-"""
-
-
-def ours(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
-    from primus.backends.megatron import MegatronBackend
-
-    def emit(event: Event) -> None:
-        session.emit(event)
-        if isinstance(event, StepDone):
-            clock()
-
-    MegatronBackend().run(plan, replace(session, emit=emit))
 
 
 def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
@@ -141,4 +118,4 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    compare(__doc__, {"ours": ours, "bare": bare}, EXAMPLE)
+    compare(__doc__, {"ours": ours, "bare": bare}, EXAMPLE + "backend: megatron\n")

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from primus.backends import registry
 from primus.backends.base import Session
 from primus.config.load import load
 from primus.events.bus import Bus
@@ -46,14 +47,14 @@ Sides = dict[str, Side]
 
 
 def ours(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
-    from primus.backends.torchtitan import TorchTitanBackend
+    """Of any backend."""
 
     def emit(event: Event) -> None:
         session.emit(event)
         if isinstance(event, StepDone):
             clock()
 
-    TorchTitanBackend().run(plan, replace(session, emit=emit))
+    registry.get(plan.experiment.backend).run(plan, replace(session, emit=emit))
 
 
 def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
