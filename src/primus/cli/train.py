@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from primus.cli.main import Invocation
-from primus.cli.places import direct_of
+from primus.cli.places import places_of
 from primus.errors import DataError, LaunchError, UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ FILE = click.Path(path_type=Path)
 @click.pass_obj
 def pretrain(invocation: Invocation, /, **given: object) -> int:
     options = Options(**given)  # type: ignore[arg-type]
-    place = direct_of(invocation.places)
+    place = places_of(invocation.places).direct
     if options.dry_run:
         return _dry_run(options, place, invocation)
     if options.as_json:
