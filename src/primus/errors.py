@@ -9,7 +9,8 @@ PrimusError                  base; ``exit_code`` 1
 ├── CheckpointError          a checkpoint is missing, damaged or of another model
 ├── RunDirectoryError        the run directory is locked, unwritable or holds another experiment
 ├── LaunchError              processes could not be started, or one of them failed
-└── TrainingError            training stopped on purpose, e.g. on a NaN loss
+└── TrainingError            training stopped on purpose
+    └── AnomalyError         a step that must not count: its loss or gradient norm is NaN or infinite
 
 An error names the place, the cause and the remedy. It carries data; ``primus.cli.main`` alone prints and exits.
 """
@@ -92,3 +93,7 @@ class TrainingError(PrimusError):
     def __init__(self, message: str, *, where: str = "", remedy: str = "", retryable: bool = False) -> None:
         super().__init__(message, where=where, remedy=remedy)
         self.retryable = retryable
+
+
+class AnomalyError(TrainingError):
+    pass

@@ -234,6 +234,22 @@ def test_a_crash_in_native_code_shows_its_stack(cli: Cli, trial: Path) -> None:
     assert "counting/__init__.py" in done.stderr
 
 
+def test_the_files_say_who_ran_where_and_why_each_start_ended(cli: Cli, trial: Path) -> None:
+    more = train("resilience.max_restarts=2", "resilience.hang_timeout=2s", "checkpoint.interval=1")
+    env = {"SLURMD_NODENAME": "n7", "COUNTING_FAULT": "SIGKILL:1:3"}
+    assert cli("direct", "--nproc", "2", "--", *more, **env).returncode == 0
+    folder = run_of(trial) / "attempts" / "1"
+    (began,) = [json.loads(line) for line in (folder / "events-launcher0.jsonl").read_text().splitlines()]
+    assert (began["event"], began["node"], began["node_rank"], began["nodes"]) == ("attempt_started", "n7", 0, 1)
+    told = [json.loads(line) for line in (folder / "events-node0.jsonl").read_text().splitlines()]
+    starts = [record for record in told if record["event"] == "ranks_started"]
+    assert [(r["node"], r["first_rank"], r["last_rank"], r["restart"]) for r in starts] == [
+        ("n7", 0, 1, 0),
+        ("n7", 0, 1, 1),
+    ]
+    assert next((r["node"], r["rank"], r["cause"]) for r in told if r["event"] == "rank_failed") == ("n7", 1, "died")
+
+
 def test_a_restart_mends_what_it_can(cli: Cli, trial: Path) -> None:
     done = cli(*train("resilience.max_restarts=1", "checkpoint.interval=1"), COUNTING_FAULT="raise:0:3")
     assert done.returncode == 0, done.stderr
@@ -250,11 +266,17 @@ def test_restarts_run_out(cli: Cli, trial: Path) -> None:
     assert log.count("OSError: the network went away") == 3
 
 
-@pytest.mark.parametrize(("fault", "remedy"), [("nan", "lower optimizer.lr"), ("data", "prepare it again")])
-def test_a_failure_that_would_come_back_is_not_retried(cli: Cli, trial: Path, fault: str, remedy: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "remedy", "cause"),
+    [("nan", "lower optimizer.lr", "anomaly"), ("data", "prepare it again", "error")],
+)
+def test_a_failure_that_would_come_back_is_not_retried(
+    cli: Cli, trial: Path, fault: str, remedy: str, cause: str
+) -> None:
     done = cli(*train("resilience.max_restarts=5"), COUNTING_FAULT=f"{fault}!:0:3")
     assert done.returncode == 1
     assert remedy in done.stderr
+    assert [failure["cause"] for failure in read_run(run_of(trial)).failures] == [cause]
     log = (run_of(trial) / "attempts/1/logs/rank-0.log").read_text()
     assert log.count("Traceback") == 1
 
@@ -279,6 +301,7 @@ def test_a_hang_names_the_rank_that_is_stuck(cli: Cli, trial: Path) -> None:
     assert done.returncode == 1
     assert "the run hangs: no event for" in done.stderr
     assert re.search(r"rank 0 stands in counting/__init__.py:\d+ \(_fault\)", " ".join(done.stderr.split()))
+    assert {failure["cause"] for failure in read_run(run_of(trial)).failures} == {"hang"}
     assert not processes_with(str(run_of(trial)))
 
 

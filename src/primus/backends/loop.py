@@ -16,7 +16,7 @@ from typing import Protocol
 from primus.backends.base import Result, Session
 from primus.backends.checkpointing import RunCheckpoints
 from primus.backends.profiling import Profiling, Tracer
-from primus.errors import TrainingError
+from primus.errors import AnomalyError
 from primus.events.types import EvalDone, RunStarted, StepDone
 from primus.numerics.schedule import learning_rate
 from primus.plan.plan import Plan
@@ -94,7 +94,7 @@ class Loop:
         self._flops = None if peak is None else peak * 1e12 * plan.topology.world_size
 
     def run(self) -> Result:
-        """Start or resume, and train to the last step or until a stop is asked for. Raises TrainingError when loss or
+        """Start or resume, and train to the last step or until a stop is asked for. Raises AnomalyError when loss or
         gradient norm is not finite: no checkpoint holds what came of them."""
         try:
             result = self._run()
@@ -185,7 +185,7 @@ class Loop:
         which = f" on rank {', '.join(map(str, ranks))}" if ranks else " (one figure for all ranks)"
         consequence = "what it made is not saved" if readings.updated else "no weight was updated with it"
         kept = checkpoints.complete_step
-        raise TrainingError(
+        raise AnomalyError(
             f"{what}{which}; {consequence}",
             where=f"step {self.step}",
             remedy="lower optimizer.lr or optimizer.clip_grad_norm, or look at the data of this step; "

@@ -15,6 +15,29 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttemptStarted(Event):
+    """A node's launcher is about to start the agent of its ranks. node: its name; node_rank: 0 to nodes - 1."""
+
+    kind: ClassVar[str] = "attempt_started"
+    node: str
+    node_rank: int
+    nodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksStarted(Event):
+    """The agent of a node is about to start its ranks, ``first_rank`` to ``last_rank``, for the first time in the
+    attempt (``restart`` 0) or again."""
+
+    kind: ClassVar[str] = "ranks_started"
+    node: str
+    node_rank: int
+    first_rank: int
+    last_rank: int
+    restart: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
     """``resumed_from`` is the step of the checkpoint loaded, None for a fresh start. ``notes``: lines worth showing."""
 
@@ -78,6 +101,9 @@ class Notice(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RankFailed(Event):
+    """cause: ``error`` (it raised one), ``anomaly`` (a loss or gradient norm that must not count), ``died`` (it left
+    without a word: a signal, an exit code), ``hang`` (it was ended because the run hung)."""
+
     kind: ClassVar[str] = "rank_failed"
     rank: int
     node: str
@@ -86,6 +112,7 @@ class RankFailed(Event):
     step: int | None = None
     remedy: str = ""
     retryable: bool = True
+    cause: str = "error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,5 +125,7 @@ class RunEnded(Event):
 
 
 EVENTS: dict[str, type[Event]] = {
-    cls.kind: cls for cls in (RunStarted, StepDone, EvalDone, CheckpointSaved, Notice, RankFailed, RunEnded)
-}
+    cls.kind: cls for cls in (
+        AttemptStarted, RanksStarted, RunStarted, StepDone, EvalDone, CheckpointSaved, Notice, RankFailed, RunEnded,
+    )
+}  # fmt: skip

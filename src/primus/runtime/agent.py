@@ -13,9 +13,9 @@ It dies with the launcher, and the ranks with it.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,8 +24,8 @@ from pathlib import Path
 from types import FrameType
 
 from primus.events.bus import Bus
-from primus.events.types import Notice, RankFailed
-from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent, ending, memory_kills
+from primus.events.types import Notice, RankFailed, RanksStarted
+from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent, ending, memory_kills, node_name
 
 TAIL_LINES = 100
 GRACE_SECONDS = 10
@@ -82,12 +82,26 @@ class Control:
 
 
 class Reporter:
-    """Speaks for ranks that died without a word."""
+    """Says which ranks were started, and speaks for those that died without a word."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.bus = Bus(task.attempt, f"node{task.node_rank}")
         self.memory_kills = memory_kills()
+        self.restart = -1
+
+    def starting(self, first_rank: int) -> None:
+        """Called before the ranks of this node are started, each time."""
+        self.restart += 1
+        self.bus.emit(
+            RanksStarted(
+                node=node_name(),
+                node_rank=self.task.node_rank,
+                first_rank=first_rank,
+                last_rank=first_rank + self.task.nproc - 1,
+                restart=self.restart,
+            )
+        )
 
     def failed(self, codes: Mapping[int, int], control: Control) -> bool:
         """Report what the ranks did not; True when starting again would not help. codes: rank -> exit status."""
@@ -98,21 +112,31 @@ class Reporter:
         return FINAL in codes.values() or control.stopping
 
     def _death(self, rank: int, code: int, hung: bool) -> RankFailed:
-        error = ending(code)
+        error, cause = ending(code), "died"
         if code == -signal.SIGKILL and hung:
-            error = "ended because the run hung"
+            error, cause = "ended because the run hung", "hang"
         elif code == -signal.SIGKILL:
             if memory_kills() > self.memory_kills >= 0:
                 error += " by the kernel: out of memory"
             else:
                 error += " from outside"
+        if full(self.task.attempt):
+            error += f" ({os.strerror(errno.ENOSPC)})"  # neither its log nor its events could say so
         log = self.task.attempt / "logs" / f"rank-{rank}.log"
-        return RankFailed(rank=rank, node=socket.gethostname(), error=error, traceback=tail(log))
+        return RankFailed(rank=rank, node=node_name(), error=error, traceback=tail(log), cause=cause)
 
     def restarting(self, left: int) -> None:
         self.bus.emit(
             Notice(message=f"starting the processes again ({left} of {self.task.max_restarts} restarts left)")
         )
+
+
+def full(directory: Path) -> bool:
+    """Whether the disk takes no more."""
+    try:
+        return os.statvfs(directory).f_bavail == 0
+    except OSError:
+        return False
 
 
 def tail(path: Path, lines: int = TAIL_LINES) -> str:

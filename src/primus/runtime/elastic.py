@@ -48,6 +48,7 @@ class Agent(LocalElasticAgent):
         return list(self._pcontext.pids().values()) if self._pcontext else []
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
+        self.reporter.starting(min(worker.global_rank for worker in worker_group.workers))
         ids: dict[int, int] = super()._start_workers(worker_group)
         # Starting them has put torch's own handlers in place, which would end the ranks 30 seconds after SIGTERM.
         self.control.install()

@@ -63,6 +63,7 @@ class Ranks:
 def run(task: Task, control: Control, reporter: Reporter) -> int:
     """Run this node's ranks to their end. Returns 0 when all of them ended well."""
     for restart in range(task.max_restarts + 1):
+        reporter.starting(task.node_rank * task.nproc)
         ranks = Ranks(task, restart)
         control.pids = ranks.pids
         if control.stopping:  # asked between the ranks' start and this line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -15,6 +16,9 @@ FINAL = 78
 """Exit code of a worker whose failure a restart would only repeat (EX_CONFIG)."""
 PARENT = "PRIMUS_PARENT"
 """Process id of whoever started this process, in its environment."""
+
+NODE = "PRIMUS_NODE"
+"""Name of the node, from its launcher to what it starts: inside a container a host name says nothing."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -40,6 +44,11 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def node_name() -> str:
+    """The node this process runs on, as its launcher, the batch system or the machine calls it."""
+    return os.environ.get(NODE) or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def alive(pid: int) -> bool:

@@ -18,12 +18,12 @@ from primus.errors import LaunchError, PrimusError
 from primus.events.bus import Bus
 from primus.events.follow import Follower
 from primus.events.sinks.console import Console
-from primus.events.types import RunEnded
+from primus.events.types import AttemptStarted, RunEnded
 from primus.launch.direct import Command
 from primus.plan.plan import Plan
 from primus.runtime.agent import tail
 from primus.runtime.pins import variables_for
-from primus.runtime.processes import PARENT, ending
+from primus.runtime.processes import NODE, PARENT, ending, node_name
 from primus.runtime.run_directory import Attempt
 from primus.runtime.stacks import silent_ranks
 
@@ -96,6 +96,9 @@ class Supervisor:
     def run(self, command: Command, environment: Mapping[str, str], interrupts: Interrupts) -> Outcome:
         """Start the agent, follow the run, return how it ended. Raises LaunchError when it cannot be started."""
         log = self.attempt.logs / f"agent-{self.node}.log"
+        with Bus(self.attempt.directory, f"launcher{self.node}") as bus:
+            nodes = self.plan.topology.nnodes
+            bus.emit(AttemptStarted(node=node_name(), node_rank=self.node, nodes=nodes))
         agent = self._start(command, environment, log)
         console = Console(self.plan)
         try:
@@ -116,7 +119,7 @@ class Supervisor:
             with log.open("ab") as file:
                 return subprocess.Popen(
                     command.argv,
-                    env={**environment, **command.env, PARENT: str(os.getpid())},
+                    env={**environment, **command.env, PARENT: str(os.getpid()), NODE: node_name()},
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=file,

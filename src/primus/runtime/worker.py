@@ -9,7 +9,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,14 +17,14 @@ from pathlib import Path
 
 from primus.backends import registry
 from primus.backends.base import Result, Session
-from primus.errors import EnvironmentFault, PrimusError, RunDirectoryError, TrainingError
+from primus.errors import AnomalyError, EnvironmentFault, PrimusError, RunDirectoryError, TrainingError
 from primus.events.bus import Bus
 from primus.events.sinks import Sink, SinkContext, open_sinks
 from primus.events.types import Event, RankFailed, RunEnded, StepDone
 from primus.plan.plan import Plan
 from primus.runtime.lock import hold_as_worker
 from primus.runtime.pins import this_interpreter
-from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent
+from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent, node_name
 from primus.runtime.ranks import engine_mismatches
 
 
@@ -174,12 +173,13 @@ def report(error: BaseException, identity: Identity, step: int | None, bus: Bus)
     bus.emit(
         RankFailed(
             rank=identity.rank,
-            node=socket.gethostname(),
+            node=node_name(),
             error=describe(error),
             traceback=text,
             step=step,
             remedy=error.problems[0].remedy if isinstance(error, PrimusError) else "",
             retryable=again,
+            cause="anomaly" if isinstance(error, AnomalyError) else "error",
         )
     )
     return RETRYABLE if again else FINAL

@@ -147,7 +147,7 @@ def test_a_trace_is_written(one: dict[str, Ran], root: Path) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run(one: dict[str, Ran], root: Path) -> None:
     """Its step is not saved, though MaxText has made it."""
     (error,) = one["diverging"].errors
-    assert "TrainingError" in error
+    assert "AnomalyError" in error
     assert "what it made is not saved" in error
     failed = max(one["diverging"].losses) + 1
     assert f"step {failed}: " in error

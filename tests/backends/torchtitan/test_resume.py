@@ -211,10 +211,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     ran = one["exploding"]
     bad = max(ran.losses) + 1
     assert f"step {bad}: " in ran.errors[0]
-    assert "TrainingError" in ran.errors[0]
+    assert "AnomalyError" in ran.errors[0]
     assert steps(root, "exploding")[-1] == bad - 1
     assert f"the checkpoint of step {bad - 1} is intact" in ran.errors[0]
     assert store.verify(store.complete(root / "exploding")[0]) == []
     for error in two["exploding-pipeline"].errors:
-        assert "TrainingError" in error, "no rank is left waiting for another"
+        assert "AnomalyError" in error, "no rank is left waiting for another"
         assert f"step {bad}: " in error

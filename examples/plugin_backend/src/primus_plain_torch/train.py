@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from primus.backends.base import Result, Session
 from primus.checkpoints import store
 from primus.data.reader import Batch, open_training, open_validation
-from primus.errors import CheckpointError, TrainingError
+from primus.errors import AnomalyError, CheckpointError
 from primus.events.types import CheckpointSaved, EvalDone, Notice, RunStarted, StepDone
 from primus.numerics.init import normal
 from primus.numerics.schedule import learning_rate
@@ -98,7 +98,7 @@ class Trainer:
         limit = self.optimizer_settings.clip_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(
+            raise AnomalyError(
                 f"loss {loss}, gradient norm {norm}; no weight was updated", where=f"step {self.step + 1}"
             )
         for group in self.optimizer.param_groups:

@@ -16,7 +16,7 @@ from typing import Literal
 from primus.backends.base import Capabilities, NativeConfig, NativeSchema, Result, Session
 from primus.checkpoints import store
 from primus.config.experiment import Experiment
-from primus.errors import DataError, TrainingError
+from primus.errors import AnomalyError, DataError
 from primus.events.types import CheckpointSaved, RunStarted, StepDone
 from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
@@ -117,7 +117,7 @@ def _fault(session: Session, step: int) -> Literal["complete", "stopped"] | None
     if kind == "raise":
         raise OSError("the network went away")
     if kind == "nan":
-        raise TrainingError("the loss is NaN", where=f"step {step}", remedy="lower optimizer.lr")
+        raise AnomalyError("the loss is NaN", where=f"step {step}", remedy="lower optimizer.lr")
     if kind == "data":
         raise DataError("the dataset is truncated", where="data.bin", remedy="prepare it again")
     if kind == "exit":
