@@ -259,6 +259,15 @@ def test_a_restart_mends_what_it_can(cli: Cli, trial: Path) -> None:
     assert not (run_of(trial) / "attempts" / "2").exists()
 
 
+def test_ranks_that_start_again_do_not_look_for_each_other_where_they_were(cli: Cli, trial: Path) -> None:
+    """The one that comes first must wait for the others, not take what they had said in the first start."""
+    more = train("backend=counting_torchrun", "resilience.max_restarts=1", "checkpoint.interval=1")
+    env = {"COUNTING_FAULT": "SIGKILL:1:3", "COUNTING_LATE_SECONDS": "3"}
+    done = cli("direct", "--nproc", "2", "--", *more, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(read_run(run_of(trial)).steps.step) == [1, 2, 3, 4, 5]
+
+
 def test_restarts_run_out(cli: Cli, trial: Path) -> None:
     done = cli(*train("resilience.max_restarts=2", "checkpoint.interval=1"), COUNTING_FAULT="raise!:0:3")
     assert done.returncode == 1

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import cast
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from primus.runtime.agent import GRACE_SECONDS, Control, Reporter, Task
@@ -46,6 +48,13 @@ class Agent(LocalElasticAgent):
 
     def _pids(self) -> list[int]:
         return list(self._pcontext.pids().values()) if self._pcontext else []
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        # Ranks find each other in one store for all starts, whose keys torch does not put apart (pytorch#135712): one
+        # that comes first would read where the others listened before they were started again. So a store a start.
+        handler = cast("DynamicRendezvousHandler", worker_group.spec.rdzv_handler)
+        handler._shared_tcp_store_server = handler._bootstrap_store_info = None
+        super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
         self.reporter.starting(min(worker.global_rank for worker in worker_group.workers))

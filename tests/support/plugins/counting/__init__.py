@@ -2,7 +2,8 @@
 (starting, stopping, failing, continuing) is tried with it in seconds; engines themselves are tried elsewhere.
 
 Environment variables of the ranks: COUNTING_STEP_SECONDS, COUNTING_SAVE_SECONDS, and COUNTING_FAULT, as
-``KIND:RANK:STEP``, which happens once a run directory unless KIND ends in ``!``.
+``KIND:RANK:STEP``, which happens once a run directory unless KIND ends in ``!``. COUNTING_LATE_SECONDS: ranks of
+``counting_torchrun`` make torch's process group, rank 0 that much after the others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +70,14 @@ class CountingOnTorchrun(CountingBackend):
     name = "counting_torchrun"
     environment = "torch"
     processes: Literal["torchrun", "plain"] = "torchrun"
+
+    def run(self, plan: Plan, session: Session) -> Result:
+        if late := os.environ.get("COUNTING_LATE_SECONDS"):
+            import torch.distributed as dist
+
+            time.sleep(0.0 if session.rank else float(late))
+            dist.init_process_group("gloo", timeout=timedelta(seconds=20))
+        return super().run(plan, session)
 
 
 def _meet(session: Session) -> None:
