@@ -18,7 +18,6 @@ from primus.config import model_size
 from primus.config.keys import keys
 from primus.config.load import load
 from primus.config.presets import available
-from primus.launch.direct import Direct
 from primus.plan.planner import make_plan
 from primus.runtime.pins import normalized, read_requirements
 
@@ -82,7 +81,8 @@ def parsed(words: tuple[str, ...]) -> dict[str, Any]:
     """The parameters of the command at the end of the line. Raises click.ClickException, as the command line would."""
     segments, command = split(words)
     for segment in segments:
-        places.COMMANDS[segment.place].make_context(segment.place, list(segment.arguments))
+        place = importlib.import_module(f"primus.cli.places.{segment.place}").command
+        place.make_context(segment.place, list(segment.arguments))
     context = root.make_context("primus-cli", list(command))
     here: click.Command = root
     while isinstance(here, click.Group):
@@ -140,8 +140,7 @@ def test_documented_trainings_of_the_quickstart_plan(line: Line, tmp_path: Path)
     """As typed, but for the data, whose preparation takes longer."""
     given = parsed(line.words)
     segments, _ = split(line.words)
-    place = places.parse(segments[0]) if segments else Direct()
-    assert isinstance(place, Direct)
+    place = places.places_of(segments).direct
     overrides = (*given["overrides"], "data.train=synthetic")
     resolved = load(ROOT / given["config"], overrides, {})
     make_plan(resolved, nnodes=place.nnodes, nproc=place.nproc, run_directory=tmp_path)

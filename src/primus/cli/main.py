@@ -43,7 +43,10 @@ VERBS = {
     "checkpoint": "List, verify, convert and prune checkpoints.",
     "env": "List, make and check the Python environments.",
 }
-PLACES = {"direct": "Processes on this machine (and, by hand, on others beside it). The default."}
+PLACES = {
+    "direct": "Processes on this machine (and, by hand, on others beside it). The default.",
+    "kubernetes": "Pods of a Kubernetes cluster: a Job, JobSet or TrainJob.",
+}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from primus.errors import DataError, LaunchError, UsageError
 if TYPE_CHECKING:
     from primus.config.load import Resolved
     from primus.launch.direct import Direct
+    from primus.launch.kubernetes import Kubernetes
     from primus.runtime.job import Job
 
 
@@ -59,14 +60,25 @@ FILE = click.Path(path_type=Path)
 @click.pass_obj
 def pretrain(invocation: Invocation, /, **given: object) -> int:
     options = Options(**given)  # type: ignore[arg-type]
-    place = places_of(invocation.places).direct
+    places = places_of(invocation.places)
+    place = places.direct
+    if options.as_json and not options.dry_run:
+        raise UsageError("--json prints a plan", remedy="use it together with --dry-run")
+    if places.kubernetes is not None:
+        return _in_cluster(options, places.kubernetes, place, invocation)
     if options.dry_run:
         return _dry_run(options, place, invocation)
-    if options.as_json:
-        raise UsageError("--json prints a plan", remedy="use it together with --dry-run")
     from primus.runtime.training import train
 
     return train(_job(options, place, invocation, _prepare(options)))
+
+
+def _in_cluster(options: Options, place: Kubernetes, direct: Direct, invocation: Invocation) -> int:
+    from primus.cli.places.kubernetes_run import inner, show, start
+
+    resolved = _prepared(options) if options.dry_run else _prepare(options)
+    job = _job(options, inner(place, direct, resolved.experiment.name), invocation, resolved).continued()
+    return show(place, job, as_json=options.as_json) if options.dry_run else start(place, job)
 
 
 def _job(options: Options, place: Direct, invocation: Invocation, resolved: Resolved) -> Job:
@@ -103,10 +115,10 @@ def _prepare(options: Options) -> Resolved:
     return resolved
 
 
-def _dry_run(options: Options, place: Direct, invocation: Invocation) -> int:
+def _prepared(options: Options) -> Resolved:
+    """Load the experiment as it is; what it names has to be on this machine."""
     from primus.config.load import load
     from primus.data import stdlib
-    from primus.plan.render import as_json, render
 
     resolved = load(options.config, options.all_overrides())
     if _uses_stdlib(resolved) and not stdlib.is_prepared():
@@ -115,7 +127,13 @@ def _dry_run(options: Options, place: Direct, invocation: Invocation) -> int:
             where="data.train",
             remedy=f"run once: {stdlib.PREPARE_COMMAND} (training does it by itself)",
         )
-    job = _job(options, place, invocation, resolved).continued()
+    return resolved
+
+
+def _dry_run(options: Options, place: Direct, invocation: Invocation) -> int:
+    from primus.plan.render import as_json, render
+
+    job = _job(options, place, invocation, _prepared(options)).continued()
     rendered, ready = job.rehearse()
     words = ["env", *(f"{name}={value}" for name, value in sorted(rendered.env.items())), *rendered.argv]
     if options.as_json:

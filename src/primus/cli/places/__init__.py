@@ -12,8 +12,9 @@ from primus.cli.main import Segment
 from primus.errors import UsageError
 from primus.launch.places import Places
 
-DEPTHS = {"direct": 0}
-"""A place may hold those of lesser depth: at most one of each, the outermost first."""
+DEPTHS = {"direct": 0, "kubernetes": 3}
+"""A place may hold those of lesser depth: at most one of each, the outermost first. Kubernetes brings the container
+itself and holds ``direct`` alone."""
 
 
 def parse(segments: tuple[Segment, ...]) -> Places | None:
