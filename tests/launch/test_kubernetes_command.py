@@ -41,11 +41,24 @@ def test_everything_wrong_is_said_at_once(cli: Cli, trial: Path) -> None:
             "--volume",
             "b:/x/",
         ),
-        *("--env", "1X=2", "--env", "HF_TOKEN=abc", "--env", "A=secret:hub", "--cpu", "many", "--memory", "64GB"),
+        *(
+            "--env",
+            "1X=2",
+            "--env",
+            "HF_TOKEN=abc",
+            "--env",
+            "A=secret:hub",
+            "--env",
+            "PRIMUS_RDZV=a:1",
+            "--cpu",
+            "many",
+            "--memory",
+            "64GB",
+        ),
         *("--shm-size", "512m", "--resource", "gpu=1", "--resource", "amd.com/gpu=8", "--topology", "rack"),
         *("--node-selector", "gpu", "--toleration", "gpu:Never", "--service-account", "A", "--grace-period", "10"),
     )
-    assert "22 problems" in said
+    assert "23 problems" in said
     for expected in (
         "--image the pods need an image",
         "--kind job is for one node, not 2",
@@ -59,6 +72,7 @@ def test_everything_wrong_is_said_at_once(cli: Cli, trial: Path) -> None:
         "--env 1X=2 is not NAME=VALUE",
         "--env HF_TOKEN looks like a secret",
         "--env A=secret:hub is not NAME=secret:SECRET/KEY",
+        "--env PRIMUS_RDZV is what the pods find each other by",
         "--cpu many is not a quantity",
         "--memory 64GB is not a quantity > did you mean 64Gi?",
         "--shm-size 512m is a fraction of a byte > did you mean 512Mi?",

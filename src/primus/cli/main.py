@@ -14,9 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from primus.errors import PrimusError, UsageError
+
+if TYPE_CHECKING:
+    from primus.cli.places.named import Named
 
 try:
     import click
@@ -87,9 +90,14 @@ class Verbs(click.Group):
         formatter.write_usage("primus-cli", "[--debug] [PLACE [FLAGS] --] COMMAND [ARGUMENTS]")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, rows in (("Commands", VERBS), ("Places", PLACES)):
+        from primus.cli.places.named import FILE, files, rows
+
+        for title, table in (("Commands", VERBS), ("Places", PLACES)):
             with formatter.section(title):
-                formatter.write_dl(list(rows.items()))
+                formatter.write_dl(list(table.items()))
+        if files():
+            with formatter.section(f"Named places ({FILE})"):
+                formatter.write_dl(rows())
         with formatter.section("Options"):
             formatter.write_dl([row for option in self.get_params(ctx) if (row := option.get_help_record(ctx))])
         with formatter.section("Examples"):
@@ -144,20 +152,27 @@ def split(argv: Sequence[str]) -> tuple[tuple[Segment, ...], tuple[str, ...]]:
 def run(argv: Sequence[str]) -> int:
     """Run a command line; returns the exit code of the command. Errors are raised, not printed."""
     options, rest = _leading_options(argv)
+    named: tuple[Named, ...] = ()
+    if any(word.startswith("@") for word in rest):
+        from primus.cli.places.named import expand
+
+        rest, named = expand(rest)
     places, command = split(rest)
     if places:
         from primus.cli.places import check
+        from primus.cli.places.named import blaming
 
-        if not check(places, command):
-            return 0
+        with blaming(named):
+            if not check(places, command):
+                return 0
     result = root.main(
         [*options, *command], prog_name="primus-cli", standalone_mode=False, obj=Invocation(tuple(argv), places)
     )
     return result if isinstance(result, int) else 0
 
 
-def _leading_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """``--debug`` and its like before the first word; the first word must be a place or a verb."""
+def _leading_options(argv: Sequence[str]) -> tuple[list[str], Sequence[str]]:
+    """``--debug`` and its like before the first word; the first word must be a place, named or not, or a verb."""
     words = list(argv)
     count = next((index for index, word in enumerate(words) if not word.startswith("-")), len(words))
     if count < len(words):
@@ -166,7 +181,7 @@ def _leading_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _known(word: str) -> None:
-    if word in VERBS or word in PLACES:
+    if word in VERBS or word in PLACES or word.startswith("@"):
         return
     close = difflib.get_close_matches(word, [*VERBS, *PLACES], n=1)
     remedy = f"did you mean '{close[0]}'?" if close else f"there are {', '.join([*VERBS, *PLACES])}"

@@ -21,6 +21,7 @@ from primus.launch.kubernetes_pod import JOB_DIRECTORY
 WITHIN = ("/dev", "/proc", "/sys", JOB_DIRECTORY)
 AT = ("/bin", "/etc", "/lib", "/lib64", "/sbin", "/usr")
 """Within and at which a volume would hide what a pod needs."""
+OURS = {"JOB_COMPLETION_INDEX", "PRIMUS_RDZV"}
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]*")
 
@@ -28,11 +29,10 @@ IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]*")
 @click.command(
     "kubernetes",
     help="Run COMMAND's processes in a Kubernetes cluster, one pod a node. The manifests are submitted with kubectl; "
-    "COMMAND's --dry-run prints them, --output writes them to a file. --image is needed. Flags without a default "
-    "in their help may be left out.",
+    "COMMAND's --dry-run prints them, --output writes them to a file.",
 )
-@click.option("-N", "--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Number of pods.")
-@click.option("--image", default="", help="Container image with Primus and the engine.")
+@click.option("-N", "--nodes", type=click.IntRange(min=1), metavar="N", default=1, help="Number of pods. Default: 1.")
+@click.option("--image", metavar="IMAGE", default="", help="Container image with Primus and the engine; needed.")
 @click.option(
     "--kind",
     type=click.Choice(["job", "jobset", "trainjob"]),
@@ -84,7 +84,7 @@ IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]*")
     help="Another group of theirs, e.g. the one that owns /dev/kfd on the nodes. May be repeated.",
 )
 @click.option(
-    "--grace-period", metavar="DURATION", default="10m", show_default=True, help="Time to save when a pod is to go."
+    "--grace-period", metavar="DURATION", default="10m", help="Time to save when a pod is to go. Default: 10m."
 )
 @click.option(
     "--output",
@@ -200,6 +200,8 @@ class _Flags:
                 self._wrong(
                     f"--env {name if is_secret(name) else pair}", "is not NAME=VALUE", "e.g. --env NCCL_DEBUG=INFO"
                 )
+            elif name in OURS:
+                self._wrong(f"--env {name}", "is what the pods find each other by", "leave it out")
             elif value.startswith("secret:"):
                 secret, _, key = value.removeprefix("secret:").partition("/")
                 if not names.is_subdomain(secret) or not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", key):
