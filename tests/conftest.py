@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from command_line import PLUGINS, TRIAL, Cli, clean_environment
+from slurm_cluster import Cluster, running
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -64,3 +66,19 @@ def trial(tmp_path: Path) -> Path:
     path = tmp_path / "trial.yaml"
     path.write_text(TRIAL.format(name="trial"))
     return path
+
+
+@pytest.fixture(scope="session")
+def whole_cluster() -> Iterator[Cluster]:
+    """A real Slurm of four nodes, started once; ``cluster`` is what tests take."""
+    with running(Path(tempfile.mkdtemp(prefix="primus-slurm-"))) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(whole_cluster: Cluster, cli: Cli) -> Iterator[Cluster]:
+    """The cluster with all nodes idle, to which ``cli`` submits."""
+    whole_cluster.tidy()
+    cli.env.update(whole_cluster.env)
+    yield whole_cluster
+    whole_cluster.run("scancel", "--me", check=False)

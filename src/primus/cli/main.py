@@ -48,6 +48,7 @@ VERBS = {
 }
 PLACES = {
     "direct": "Processes on this machine (and, by hand, on others beside it). The default.",
+    "slurm": "A job of Slurm: queued (sbatch) or in the foreground (srun).",
     "kubernetes": "Pods of a Kubernetes cluster: a Job, JobSet or TrainJob.",
 }
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from primus.config.load import Resolved
     from primus.launch.direct import Direct
     from primus.launch.kubernetes import Kubernetes
+    from primus.launch.places import Places
     from primus.runtime.job import Job
 
 
@@ -66,6 +67,8 @@ def pretrain(invocation: Invocation, /, **given: object) -> int:
         raise UsageError("--json prints a plan", remedy="use it together with --dry-run")
     if places.kubernetes is not None:
         return _in_cluster(options, places.kubernetes, place, invocation)
+    if places.slurm is not None:
+        return _on_slurm(options, places, invocation)
     if options.dry_run:
         return _dry_run(options, place, invocation)
     from primus.runtime.training import train
@@ -81,13 +84,26 @@ def _in_cluster(options: Options, place: Kubernetes, direct: Direct, invocation:
     return show(place, job, as_json=options.as_json) if options.dry_run else start(place, job)
 
 
-def _job(options: Options, place: Direct, invocation: Invocation, resolved: Resolved) -> Job:
+def _on_slurm(options: Options, places: Places, invocation: Invocation) -> int:
+    from primus.runtime.slurm_submit import rehearse, submit
+
+    resolved = _prepared(options) if options.dry_run else _prepare(options)
+    job = _job(options, places.direct, invocation, resolved, places.nnodes)
+    if not options.dry_run:
+        return submit(job, places)
+    words, script = rehearse(job.continued(), places)
+    _show(job, words, options, script=script)
+    return 0
+
+
+def _job(options: Options, place: Direct, invocation: Invocation, resolved: Resolved, nnodes: int = 0) -> Job:
+    """nnodes: of a place around `place`, which says how many nodes there are."""
     from primus.plan.planner import make_plan
     from primus.runtime.job import Job
     from primus.runtime.run_directory import runs_root
 
     directory = runs_root(options.runs_dir) / resolved.experiment.name
-    plan = make_plan(resolved, nnodes=place.nnodes, nproc=place.nproc, run_directory=directory)
+    plan = make_plan(resolved, nnodes=nnodes or place.nnodes, nproc=place.nproc, run_directory=directory)
     return Job(plan, place, invocation.argv)
 
 
@@ -131,18 +147,24 @@ def _prepared(options: Options) -> Resolved:
 
 
 def _dry_run(options: Options, place: Direct, invocation: Invocation) -> int:
-    from primus.plan.render import as_json, render
-
     job = _job(options, place, invocation, _prepared(options)).continued()
     rendered, ready = job.rehearse()
     words = ["env", *(f"{name}={value}" for name, value in sorted(rendered.env.items())), *rendered.argv]
-    if options.as_json:
-        click.echo(as_json(job.plan, [words]), nl=False)
-        return 0
-    click.echo(render(job.plan, [words], width=min(120, shutil.get_terminal_size((100, 24)).columns)), nl=False)
-    if not ready:
+    _show(job, words, options)
+    if not ready and not options.as_json:
         click.echo(f"\nThe {job.plan.environment} environment is not made yet: the first training makes it.")
     return 0
+
+
+def _show(job: Job, words: list[str], options: Options, *, script: str = "") -> None:
+    """The plan, the command and the batch script of a dry run."""
+    from primus.plan.render import as_json, render
+
+    if options.as_json:
+        click.echo(as_json(job.plan, [words], script=script), nl=False)
+        return
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    click.echo(render(job.plan, [words], script=script, width=width), nl=False)
 
 
 def _uses_stdlib(resolved: Resolved) -> bool:

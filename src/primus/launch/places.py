@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from primus.launch.direct import Direct
 from primus.launch.kubernetes import Kubernetes
+from primus.launch.slurm import Slurm
 
 
 @dataclass(frozen=True)
@@ -13,4 +14,11 @@ class Places:
     """One field a place; None: the command does not run in it. There is always ``direct``, the innermost."""
 
     direct: Direct = field(default_factory=Direct)
+    slurm: Slurm | None = None
     kubernetes: Kubernetes | None = None
+
+    @property
+    def nnodes(self) -> int:
+        """On how many nodes the outermost place runs the command."""
+        outer = self.slurm or self.kubernetes
+        return outer.nodes if outer else self.direct.nnodes

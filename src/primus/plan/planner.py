@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from primus.plan.plan import Patch, Plan, PlannedData, Topology
 
 if TYPE_CHECKING:
     from primus.config.load import Resolved
+    from primus.config.source import Origin
 
 Translation = tuple[NativeConfig, dict[str, str], tuple[Patch, ...]]
 AXES = ("data_shard", "data_replicate", "tensor", "pipeline", "context", "expert")
@@ -27,7 +29,7 @@ SECRET_ENDINGS = {"TOKEN", "PASSWORD", "PASSWD", "CREDENTIALS", "KEY"}
 
 
 def make_plan(
-    resolved: Resolved,
+    resolved: Resolved | _Planned,
     *,
     workflow: Workflow = "pretrain",
     nnodes: int = 1,
@@ -88,6 +90,31 @@ def make_plan(
     )
 
 
+def replan(plan: Plan, *, nnodes: int) -> Plan:
+    """`plan` on another number of nodes, as a job gets them that may start with fewer: the same run, its samples in the
+    same order. Raises PlanError when it cannot be split over them."""
+    again = make_plan(
+        _Planned(plan.experiment),
+        workflow=plan.workflow,
+        nnodes=nnodes,
+        nproc=plan.topology.nproc_per_node,
+        run_directory=Path(plan.run_directory),
+    )
+    return again.model_copy(update={"origins": plan.origins, "decay_steps": plan.decay_steps})
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """The experiment of a plan where ``make_plan`` takes a file's; there is no line to point at."""
+
+    experiment: Experiment
+    origins: dict[str, Origin] = field(default_factory=dict)
+
+    @staticmethod
+    def problem(key: str, message: str, remedy: str = "") -> Problem:
+        return Problem(key, message, remedy)
+
+
 def _plan_data(experiment: Experiment) -> PlannedData:
     from primus.data.planning import plan_data
 
@@ -95,7 +122,7 @@ def _plan_data(experiment: Experiment) -> PlannedData:
     return plan_data(experiment.data, seq_length=train.seq_length, vocab_size=model.vocab_size)
 
 
-def _placed(problem: Problem, resolved: Resolved) -> Problem:
+def _placed(problem: Problem, resolved: Resolved | _Planned) -> Problem:
     """`problem` at the line that sets the key it names, if it names one."""
     key = problem.where.partition("[")[0]
     if key not in resolved.origins or problem.excerpt:
@@ -164,10 +191,15 @@ def _value(experiment: Experiment, key: str) -> object:
 def _secrets(experiment: Experiment) -> Iterator[Finding]:
     """A plan is a file that many can read: what looks like a secret must not get into it."""
     for name in sorted(experiment.env):
-        words = name.upper().split("_")
-        if words[-1] in SECRET_ENDINGS or "SECRET" in words:
+        if secret(name):
             yield Finding(
                 f"env.{name}",
                 f"env.{name} looks like a secret; plan.json and reports would show it",
                 f"remove it and export {name} where the processes start",
             )
+
+
+def secret(name: str) -> bool:
+    """Whether the value of a variable called `name` had better not be written down."""
+    words = name.upper().split("_")
+    return words[-1] in SECRET_ENDINGS or "SECRET" in words

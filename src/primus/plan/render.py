@@ -17,9 +17,9 @@ LABEL = 13
 """Columns of the labels on the left."""
 
 
-def render(plan: Plan, commands: Sequence[Sequence[str]] = (), *, width: int = 80) -> str:
+def render(plan: Plan, commands: Sequence[Sequence[str]] = (), *, script: str = "", width: int = 80) -> str:
     """`plan` for people, at most `width` columns wide where words allow it. commands: each command line that would be
-    run, as an argument list."""
+    run, as an argument list. script: the file that a batch system would be handed, shown as it is."""
     engine = " ".join(f"{name} {version}" for name, version in plan.engine.items()) or plan.experiment.backend
     out = [f"{plan.experiment.name}: {plan.workflow} with {engine}. Nothing was started.", ""]
     for label, lines in _summary(plan):
@@ -46,15 +46,19 @@ def render(plan: Plan, commands: Sequence[Sequence[str]] = (), *, width: int = 8
         out += ["", "Command" if len(commands) == 1 else "Commands"]
         for command in commands:
             out += _shell(command, width)
+    if script:
+        out += ["", "Batch script", script.rstrip("\n")]
     return "\n".join(out) + "\n"
 
 
-def as_json(plan: Plan, commands: Sequence[Sequence[str]] = ()) -> str:
-    """The plan and the commands for programs."""
-    document = {
+def as_json(plan: Plan, commands: Sequence[Sequence[str]] = (), *, script: str = "") -> str:
+    """The plan, the commands and the batch script, if there is one, for programs."""
+    document: dict[str, Any] = {
         "plan": plan.model_dump(mode="json", by_alias=True),
         "commands": [list(command) for command in commands],
     }
+    if script:
+        document["script"] = script
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,5 @@
-"""A training run from its plan to its last screen: lock, attempt, agent, outcome."""
+"""A training run from its plan to its last screen: lock, attempt, agent, outcome. One process a node, whoever started
+it: a person (``direct``) or the job of a batch system, whose nodes find each other in the job's directory."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -21,7 +25,7 @@ from primus.plan.plan import Plan
 from primus.runtime.environments import import_path, provide
 from primus.runtime.failure import screen
 from primus.runtime.job import Job
-from primus.runtime.lock import RunLock, await_attempt
+from primus.runtime.lock import STALE_SECONDS, Owner, RunLock, await_attempt
 from primus.runtime.moving import settle
 from primus.runtime.ranks import check_backend, check_import_path
 from primus.runtime.run_directory import Attempt
@@ -30,42 +34,84 @@ from primus.runtime.supervise import Interrupts, Outcome, Supervisor, environmen
 RENDEZVOUS_SECONDS = 600.0
 
 
-def train(job: Job) -> int:
+@dataclass
+class Gang:
+    """The nodes of a batch system's job, as ``train`` needs them. announce: tells the others of node 0's attempt;
+    owner: waits for that on another node, None when node 0 has ended without one; interrupts: installed already;
+    outcome: how this node's share ended, once it has."""
+
+    announce: Callable[[Owner], None]
+    owner: Callable[[], Owner | None]
+    interrupts: Interrupts
+    outcome: Outcome | None = None
+
+
+def train(job: Job, gang: Gang | None = None) -> int:
     """Run `job` on this node to its end, or say that it is complete. Returns the exit code: 0 done, 1 failed,
     128 + n stopped by signal n, also when it came to another node."""
-    python = provide(job.plan.environment)
-    check_backend(job.plan.experiment.backend, python)
-    check_import_path(job.plan.environment, python, import_path()["PYTHONPATH"])
+    python = ready(job)
     if job.place.node_rank:
-        return _join(job, python)
-    with job.directory.claim(say) as lock:
+        return _join(job, python, gang)
+    with _claimed(job, gang) as lock:
         settle(job.directory.path)  # else a conversion that was killed could hide the newest checkpoint
         job = job.continued()
-        if _is_complete(job):
+        if is_complete(job):
             return 0
         attempt = job.directory.begin(job.plan, ["primus-cli", *job.argv])
         lock.announce(attempt.number, job.place.nnodes, job.place.rdzv)
-        return _supervise(job, attempt, job.command(python, attempt, lock.owner.token), lock)
+        if gang:
+            gang.announce(lock.owner)
+        return _supervise(job, attempt, job.command(python, attempt, lock.owner.token), lock, gang)
 
 
-def _join(job: Job, python: str) -> int:
+def ready(job: Job) -> str:
+    """The interpreter of the ranks, whose environment is made if need be. Raises EnvironmentFault."""
+    python = provide(job.plan.environment)
+    check_backend(job.plan.experiment.backend, python)
+    check_import_path(job.plan.environment, python, import_path()["PYTHONPATH"])
+    return python
+
+
+@contextmanager
+def _claimed(job: Job, gang: Gang | None) -> Iterator[RunLock]:
+    """The run directory's lock. A job that was queued again may find what a dead node left: that is waited out."""
+    until = time.monotonic() + (STALE_SECONDS + 5 if gang else 0)
+    with ExitStack() as stack:
+        while True:
+            try:
+                lock = stack.enter_context(job.directory.claim(say))
+                break
+            except RunDirectoryError:
+                if time.monotonic() > until or (gang and gang.interrupts.count):
+                    raise
+                time.sleep(1.0)
+        yield lock
+
+
+def _join(job: Job, python: str, gang: Gang | None) -> int:
     """A node other than the first: find the attempt that node 0 made and run this node's share of it."""
-    if _is_complete(job):
+    if gang:
+        found = gang.owner()
+        if found is None:
+            return 0
+        owner, job = found, replace(job, place=replace(job.place, rdzv=found.rdzv))
+    elif is_complete(job):
         return 0
-    owner = await_attempt(job.directory.path, job.place.nnodes, RENDEZVOUS_SECONDS, say)
+    else:
+        owner = await_attempt(job.directory.path, job.place.nnodes, RENDEZVOUS_SECONDS, say)
     attempt = job.directory.attempt(owner.attempt)
     first = Plan.load(attempt.plan)
-    if found := differences(first, job.plan):
+    if unlike := differences(first, job.plan):
         raise RunDirectoryError(
-            "the experiment of this node is not the one of node 0: " + "; ".join(map(str, found[:5])),
+            "the experiment of this node is not the one of node 0: " + "; ".join(map(str, unlike[:5])),
             where=str(attempt.plan),
             remedy="give every node the same file and overrides",
         )
     job = replace(job, plan=first)
-    return _supervise(job, attempt, job.command(python, attempt, owner.token), None)
+    return _supervise(job, attempt, job.command(python, attempt, owner.token), None, gang)
 
 
-def _is_complete(job: Job) -> bool:
+def is_complete(job: Job) -> bool:
     """Whether there is nothing left to train; says so."""
     experiment = job.plan.experiment
     if experiment.checkpoint.resume == "never":
@@ -87,7 +133,7 @@ def _is_complete(job: Job) -> bool:
     return True
 
 
-def _supervise(job: Job, attempt: Attempt, command: Command, lock: RunLock | None) -> int:
+def _supervise(job: Job, attempt: Attempt, command: Command, lock: RunLock | None, gang: Gang | None) -> int:
     node, topology = job.place.node_rank, job.plan.topology
     devices = topology.nproc_per_node
     if registry.get(job.plan.experiment.backend).processes == "per_node":
@@ -97,8 +143,10 @@ def _supervise(job: Job, attempt: Attempt, command: Command, lock: RunLock | Non
     where = f" as node {node} of {topology.nnodes}" if topology.nnodes > 1 else ""
     tell(f"starting {ranks}{where}: attempt {attempt.number} in {job.directory.path}")
     supervisor = Supervisor(job.plan, attempt, lock.beat if lock else lambda: None, node)
-    with Interrupts() as interrupts:
+    with gang.interrupts if gang else Interrupts() as interrupts:
         outcome = supervisor.run(command, environment(command.argv[0]), interrupts)
+    if gang:
+        gang.outcome = outcome
     report = _report(job.directory.path) if node == 0 else None
     return _finish(job, attempt, outcome, report)
 

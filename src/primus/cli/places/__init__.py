@@ -12,7 +12,7 @@ from primus.cli.main import Segment
 from primus.errors import UsageError
 from primus.launch.places import Places
 
-DEPTHS = {"direct": 0, "kubernetes": 3}
+DEPTHS = {"direct": 0, "slurm": 3, "kubernetes": 3}
 """A place may hold those of lesser depth: at most one of each, the outermost first. Kubernetes brings the container
 itself and holds ``direct`` alone."""
 

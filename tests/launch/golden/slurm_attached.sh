@@ -1,0 +1,1 @@
+srun --job-name=llama --nodes=2 --ntasks-per-node=1 --exclusive --mem=0 -p debug --exclude=n1,n4 --disable-status --kill-on-bad-exit=1 --ntasks-per-node=1 --cpu-bind=none /env/bin/python -P -m primus.runtime.node /runs/llama/jobs/3

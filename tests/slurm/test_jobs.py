@@ -1,0 +1,136 @@
+"""Runs as jobs of a real Slurm: they train, fail, are refused, stopped. The engine counts; one test trains for real."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from command_line import Cli, processes_with, wait_for
+from slurm_cluster import Cluster
+
+from primus.checkpoints import store
+from primus.events.follow import read_run
+from primus.runtime.jobs import JobDirectory
+
+
+def train(*more: str) -> list[str]:
+    return ["--", "train", "pretrain", "--config", "trial.yaml", *more]
+
+
+def run_of(trial: Path) -> Path:
+    return trial.parent / "runs" / "trial"
+
+
+def submit(cli: Cli, *words: str, **variables: str) -> int:
+    """Queue a run; the job's number."""
+    done = cli("slurm", *words, **variables)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"queued as Slurm job (\d+)", done.stdout)
+    assert found, done.stdout
+    return int(found[1])
+
+
+def newest(run: Path) -> int:
+    info, problems = store.newest_intact(run)
+    assert not problems
+    return info.step if info else 0
+
+
+def log(run: Path, number: int = 1) -> str:
+    path = run / "jobs" / str(number) / "job.log"
+    return path.read_text() if path.exists() else ""
+
+
+def record(run: Path, number: int = 1) -> list[str]:
+    return [entry["event"] for entry in JobDirectory(run / "jobs" / str(number)).record()]
+
+
+def stepping(run: Path, attempt: int = 1) -> bool:
+    events = run / "attempts" / str(attempt) / "events-rank0.jsonl"
+    return events.exists() and "step_done" in events.read_text()
+
+
+@pytest.mark.parametrize("backend", ["counting", "counting_torchrun"])
+def test_two_nodes_train_as_one_job(cli: Cli, cluster: Cluster, trial: Path, backend: str) -> None:
+    job = submit(cli, "sbatch", "-N", "2", *train(f"backend={backend}"))
+    assert cluster.wait(job, "COMPLETED", "FAILED") == "COMPLETED", log(run_of(trial))
+    history = read_run(run_of(trial))
+    assert history.status == "complete"
+    assert list(history.steps.step) == [1, 2, 3, 4, 5]
+    names = {path.name for path in (run_of(trial) / "attempts/1").glob("events-rank*.jsonl")}
+    assert names == {"events-rank0.jsonl", "events-rank1.jsonl"}
+    assert log(run_of(trial)).count("complete: 5 steps in") == 1  # what all nodes say is said once
+    assert record(run_of(trial)) == ["started", "done"]
+    assert "trial is complete: 5 of 5 steps" in cli("slurm", "-N", "2", *train(f"backend={backend}")).stdout
+
+
+def test_in_the_foreground_ctrl_c_saves_and_ends_it(cli: Cli, cluster: Cluster, trial: Path) -> None:
+    process = cli.start("slurm", "srun", "-N2", *train("train.steps=100000"))
+    wait_for(lambda: stepping(run_of(trial)), 60)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"stopped after step {newest(run_of(trial)):,}" in out
+    assert "slurm srun -N2 -- train pretrain" in out
+    assert not processes_with(str(run_of(trial)))
+
+
+def test_a_final_failure_fails_the_job_and_shows_in_its_log(cli: Cli, cluster: Cluster, trial: Path) -> None:
+    job = submit(cli, "-N", "2", *train("train.steps=100000"), COUNTING_FAULT="nan!:1:20")
+    assert cluster.wait(job, "COMPLETED", "FAILED") == "FAILED"
+    assert "the loss is NaN" in log(run_of(trial))
+    assert record(run_of(trial)) == ["started", "failed"]
+    assert cluster.show(job)["Restarts"] == "0"
+
+
+def test_scancel_saves_and_does_not_queue_again(cli: Cli, cluster: Cluster, trial: Path) -> None:
+    job = submit(cli, "-N", "2", *train("train.steps=100000"))
+    wait_for(lambda: stepping(run_of(trial)), 60)
+    cluster.run("scancel", str(job))
+    assert cluster.wait(job, "CANCELLED", "PENDING", "COMPLETED", "FAILED") == "CANCELLED"
+    wait_for(lambda: record(run_of(trial))[-1] == "stopped", 15)
+    assert newest(run_of(trial)) > 0
+    assert cluster.show(job)["Restarts"] == "0"
+
+
+def test_a_run_that_waits_or_runs_is_not_submitted_again(cli: Cli, cluster: Cluster, trial: Path) -> None:
+    job = submit(cli, "--hold", "-N", "2", *train())
+    again = cli("slurm", "-N", "2", *train())
+    assert again.returncode == 1
+    assert f"this run is Slurm job {job} already: pending (JobHeldUser)" in again.stderr
+    assert not (run_of(trial) / "jobs" / "2").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--bogus"], "unrecognized option '--bogus'"),
+        (["-p", "nowhere"], "invalid partition specified: nowhere"),
+        (["--gpus-per-node=99"], "Requested node configuration is not available"),
+    ],
+)
+def test_what_slurm_refuses_is_said_in_its_words(
+    cli: Cli, cluster: Cluster, trial: Path, flags: list[str], said: str
+) -> None:
+    refused = cli("slurm", "-N", "2", *flags, *train())
+    assert refused.returncode == 1
+    assert said in refused.stderr
+    assert not list((run_of(trial) / "jobs").glob("[0-9]*"))
+
+
+def test_what_slurm_queues_but_will_never_start_is_said(cli: Cli, cluster: Cluster, trial: Path) -> None:
+    queued = cli("slurm", "-N", "8", *train())
+    assert queued.returncode == 0
+    assert "(PartitionNodeLimit): it asks for more nodes than the partition has" in queued.stderr
+
+
+def test_without_slurm_it_says_so(cli: Cli, trial: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("sh", "env"):
+        (tools / name).symlink_to(f"/bin/{name}")
+    done = cli("slurm", "-N", "2", *train(), PATH=str(tools))
+    assert done.returncode == 1
+    assert "Slurm is not installed here: there is no sbatch on PATH" in done.stderr
