@@ -123,7 +123,7 @@ def test_what_slurm_refuses_is_said_in_its_words(
 def test_what_slurm_queues_but_will_never_start_is_said(cli: Cli, cluster: Cluster, trial: Path) -> None:
     queued = cli("slurm", "-N", "8", *train())
     assert queued.returncode == 0
-    assert "(PartitionNodeLimit): it asks for more nodes than the partition has" in queued.stderr
+    assert re.search(r"\(Partition\w+\): it asks for more nodes", queued.stderr)
 
 
 def test_without_slurm_it_says_so(cli: Cli, trial: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ CARRIED = ("PRIMUS_PYTHON", "PRIMUS_HOME", "PRIMUS_RUNS", "PRIMUS_INVOKED_AS")
 """Variables that our Python goes by. Others Slurm passes on itself, secrets among them, unless --export says not to."""
 
 HOPELESS = {
+    "PartitionConfig": "it asks for more nodes or time than the partition has or allows",
     "PartitionNodeLimit": "it asks for more nodes than the partition has or allows",
     "PartitionTimeLimit": "it asks for more time than the partition allows",
     "PartitionDown": "the partition is down",
