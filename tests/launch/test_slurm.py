@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Cli
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from slurm_cluster import Cluster
 
@@ -48,6 +48,7 @@ def test_golden(name: str, words: str, inner: Inner, excluded: tuple[str, ...]) 
     assert text == (GOLDEN / f"{name}.sh").read_text()
 
 
+@settings(deadline=None, max_examples=50)
 @given(WORDS, st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30))
 def test_a_shell_runs_what_was_meant(path: str, value: str) -> None:
     """However directories and variables are called, the script runs our program with our words, and nothing else."""
@@ -59,6 +60,7 @@ def test_a_shell_runs_what_was_meant(path: str, value: str) -> None:
     assert words[-2:] == ["primus.runtime.node", str(inner.job)]
 
 
+@settings(deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=4))
 def test_a_directive_is_one_line_that_reads_as_it_was_given(words: list[str]) -> None:
     line = directive(words)
