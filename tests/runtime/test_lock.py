@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -57,6 +58,18 @@ def test_a_dead_process_of_this_machine_holds_nothing(tmp_path: Path) -> None:
     )
     assert read_owner(tmp_path / "lock") is not None
     RunLock(tmp_path).release()
+
+
+@pytest.mark.parametrize(("age", "alive"), [(1.0, True), (31.0, False)])
+def test_one_of_our_name_and_process_number_was_in_another_pod(
+    tmp_path: Path, without_flock: None, age: float, alive: bool
+) -> None:
+    left_by(tmp_path, socket.gethostname(), os.getpid(), age)
+    if alive:
+        with pytest.raises(RunDirectoryError, match="is running here"):
+            RunLock(tmp_path)
+    else:
+        RunLock(tmp_path).release()
 
 
 @pytest.mark.parametrize(("age", "alive"), [(1.0, True), (29.0, True), (31.0, False), (1e6, False)])

@@ -128,7 +128,7 @@ def _problems(place: Kubernetes, plan: Plan) -> Iterator[Problem]:
         yield Problem(
             "",
             f"the plan takes {size:,} bytes, and a ConfigMap holds {LARGEST_PLAN:,}",
-            "merge datasets (primus-cli data merge), of which the plan lists each",
+            "prepare the datasets as fewer, larger ones: the plan lists each",
         )
 
 

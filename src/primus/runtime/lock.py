@@ -79,7 +79,8 @@ class RunLock:
                 raise self._refusal(winner)
 
     def _lives(self, holder: Owner) -> bool:
-        if holder.host == self.owner.host:
+        # A pod has the name of the one that it replaces, and often its process number, but not its processes.
+        if holder.host == self.owner.host and holder.pid != self.owner.pid:
             return alive(holder.pid)
         # The file system's own clock on both sides: machines disagree about the time.
         beaten = self.path.stat().st_mtime
