@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from system import need
 
 from primus.launch.kubernetes_names import (
     LONGEST_NAME,
@@ -123,10 +122,7 @@ def test_any_document_comes_back(document: Any) -> None:
 
 def kubectl_reads(text: str, directory: Path) -> list[dict[str, Any]]:
     """`text` as kubectl's own parser reads it, which is the one a cluster has."""
-    if shutil.which("kubectl") is None:
-        if os.environ.get("CI"):
-            pytest.fail("kubectl is not installed")
-        pytest.skip("kubectl is not installed")
+    need(["kubernetes-client"], ["kubectl"])
     file = directory / "manifest.yaml"
     file.write_text(text, encoding="utf-8")
     words = ["kubectl", "label", "--local", "--dry-run=client", "-o", "json", "-f", str(file), "read=yes"]

@@ -12,9 +12,11 @@ from primus.errors import LaunchError
 from primus.launch.kubernetes import Kubernetes
 from primus.launch.kubernetes_yaml import manifest
 
-REMEDIES = {
-    "connection refused": "is there a cluster? choose one with `kubectl config use-context NAME` or KUBECONFIG",
-    "no such host": "is there a cluster? choose one with `kubectl config use-context NAME` or KUBECONFIG",
+NOBODY = "is there a cluster? choose one with `kubectl config use-context NAME` or KUBECONFIG"
+REMEDIES = {  # by what kubectl says
+    "refused": NOBODY,
+    "no such host": NOBODY,
+    "i/o timeout": NOBODY,
     "no matches for kind": "the cluster does not know this kind: have JobSet (or Kubeflow Trainer) installed in it, or "
     "choose another with --kind",
     "AlreadyExists": "this run is in the cluster already: {look}. Once it has ended, remove it with `{delete}` and "

@@ -18,7 +18,9 @@ from primus.errors import LaunchError, PrimusError
 from primus.launch.direct import Direct
 from primus.plan.plan import Plan
 from primus.runtime.job import Job
-from primus.runtime.training import train
+from primus.runtime.lock import Owner, await_attempt
+from primus.runtime.supervise import Interrupts
+from primus.runtime.training import RENDEZVOUS_SECONDS, Gang, is_complete, say, train
 
 INDEX = "JOB_COMPLETION_INDEX"
 RDZV = "PRIMUS_RDZV"
@@ -39,9 +41,20 @@ def job_of(directory: Path, variables: Mapping[str, str]) -> Job:
     return Job(plan, Direct(nnodes=plan.topology.nnodes, node_rank=rank, rdzv=variables.get(RDZV, "")), tuple(argv))
 
 
+def run(job: Job) -> int:
+    """This pod's share of `job`. What a pod that died left of the run directory's lock is waited out."""
+
+    def owner() -> Owner | None:
+        if is_complete(job):
+            return None
+        return await_attempt(job.directory.path, job.place.nnodes, RENDEZVOUS_SECONDS, say)
+
+    return train(job, Gang(lambda _: None, owner, Interrupts()))
+
+
 def main() -> NoReturn:
     try:
-        sys.exit(train(job_of(Path(sys.argv[1]), os.environ)))
+        sys.exit(run(job_of(Path(sys.argv[1]), os.environ)))
     except PrimusError as error:
         from primus.config.report import show
 

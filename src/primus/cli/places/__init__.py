@@ -20,10 +20,11 @@ itself and holds ``direct`` alone."""
 def parse(segments: tuple[Segment, ...]) -> Places | None:
     """The flags of all places; None when the help of one was printed instead. Raises UsageError for places that cannot
     be nested, and click's exceptions for wrong flags."""
-    depths = [DEPTHS[segment.place] for segment in segments]
-    if any(outer <= inner for outer, inner in pairwise(depths)):
+    names = [segment.place for segment in segments]
+    alone = "kubernetes" not in names or set(names) <= {"kubernetes", "direct"}
+    if not alone or any(DEPTHS[outer] <= DEPTHS[inner] for outer, inner in pairwise(names)):
         raise UsageError(
-            f"places cannot be nested like this: {' > '.join(segment.place for segment in segments)}",
+            f"places cannot be nested like this: {' > '.join(names)}",
             remedy=f"from the outside in: {', '.join(sorted(DEPTHS, key=lambda place: -DEPTHS[place]))}; each once",
         )
     parsed: dict[str, object] = {}
