@@ -10,7 +10,7 @@ PrimusError                  base; ``exit_code`` 1
 ├── RunDirectoryError        the run directory is locked, unwritable or holds another experiment
 ├── LaunchError              processes could not be started, or one of them failed
 └── TrainingError            training stopped on purpose
-    └── AnomalyError         a step that must not count: its loss or gradient norm is NaN or infinite
+    └── AnomalyError         a step that must not count: its loss or gradient norm is NaN, infinite or a spike
 
 An error names the place, the cause and the remedy. It carries data; ``primus.cli.main`` alone prints and exits.
 """

@@ -22,6 +22,11 @@ LLAMA3 = (
 @pytest.mark.parametrize(
     ("overrides", "message", "excerpt"),
     [
+        (
+            ["resilience.anomaly=rollback"],
+            "no checkpoint is made that it could go back to",
+            "resilience.anomaly=rollback",
+        ),
         (["optimizer.min_lr=1"], "optimizer.min_lr, 1, is above optimizer.lr, 0.001", "optimizer.min_lr=1"),
         (
             ["optimizer.schedule.warmup_steps=100"],

@@ -142,6 +142,11 @@ def test_planning_imports_no_heavy_library(tmp_path: Path) -> None:
         (["parallel.pipeline=2", "parallel.virtual_pipeline=3"], {"nproc": 2}, "= 6 stages for 4 layers"),
         (["profile.steps=[1, 2]", "profile.ranks=[0, 4]"], {"nproc": 4}, "there is no rank 4; the last is 3"),
         (["train.seq_length=511", "parallel.tensor=2"], {"nproc": 2}, "train.seq_length: 511"),
+        (
+            ["backend=maxtext", "resilience.anomaly=skip_step", "resilience.spike_factor=3"],
+            {},
+            "MaxText's compiled step has updated by the time a spike can be seen",
+        ),
         (["precision=fp8"], {}, "cpu has no fp8 arithmetic"),
         ([], {"workflow": "rl"}, "torchtitan has no workflow 'rl'"),
         (["env.HF_TOKEN=abc"], {}, "env.HF_TOKEN looks like a secret"),
@@ -278,6 +283,7 @@ def test_each_limit_of_a_backend_is_named(plan: Callable[..., Plan]) -> None:
     lines = refused(
         plan,
         *("backend=narrow", "compile=true", "recompute=full", "checkpoint.async=false", "parallel.tensor=2"),
+        *("resilience.anomaly=skip_step", "resilience.spike_factor=3"),
         nproc=2,
         precision="bf16",
     )
@@ -288,8 +294,10 @@ def test_each_limit_of_a_backend_is_named(plan: Callable[..., Plan]) -> None:
     assert "compile: true cannot be honoured by narrow: it has no compiler (compile: false)" in said
     assert "recompute: full cannot be honoured by narrow: it keeps everything (recompute: none)" in said
     assert "checkpoint.async: false cannot be honoured" in said
+    assert "narrow cannot skip_step (it has stop)" in said
+    assert "narrow does not look for spikes" in said
     assert "mask_eod" not in said
-    assert len(lines) == 6
+    assert len(lines) == 8
 
 
 @pytest.mark.usefixtures("narrow")

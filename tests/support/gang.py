@@ -28,7 +28,8 @@ RANK = Path(__file__).with_name("rank.py")
 @dataclass(frozen=True)
 class Case:
     """One run. stop: (rank, n): that rank is asked to stop while it makes its n-th step. before: what rank 0 does to
-    files first, see ``rank.py``. file_limit: largest file in bytes that the processes may write, as on a full disk."""
+    files first, see ``rank.py``. file_limit: largest file in bytes that the processes may write, as on a full disk;
+    relieved: only rank 0 has that limit, until it says that it tries a save again."""
 
     name: str
     plan: Plan
@@ -36,6 +37,7 @@ class Case:
     attempt: int = 1
     before: tuple[tuple[str, ...], ...] = ()
     file_limit: int | None = None
+    relieved: bool = False
 
 
 @dataclass

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from primus.checkpoints import skipped
 from primus.plan.plan import Plan
 
 CASE_SECONDS = 240
@@ -35,9 +36,12 @@ def _run_case(entry: dict[str, Any]) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     stop = entry["stop"]
     steps = [0]
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def emit(event: Event) -> None:
         events.append(event.to_record())
+        if entry["relieved"] and "trying again" in events[-1].get("message", ""):
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
     def stop_requested() -> bool:
         """Asked once a step, before the update."""
@@ -55,12 +59,11 @@ def _run_case(entry: dict[str, Any]) -> dict[str, Any]:
         stop_requested=stop_requested,
     )
     result, error = None, ""
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         if rank == 0:
             for action in entry["before"]:
                 _prepare(*action)
-        if entry["file_limit"]:
+        if entry["file_limit"] and not (entry["relieved"] and rank):
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (entry["file_limit"], unlimited[1]))
         result = asdict(registry.get(plan.experiment.backend).run(plan, session))
@@ -73,16 +76,23 @@ def _run_case(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prepare(action: str, path: str, source: str = "") -> None:
-    """copy: a run's checkpoints, from `source`; flip: one bit in the middle of a file; halve: cut a file; remove."""
+    """copy: a run's checkpoints and what it leaves out, from `source`; flip: one bit in the middle of a file; halve:
+    cut a file; lose: delete the largest file of a directory; empty: make a directory with nothing in it; remove."""
     target = Path(path)
     if action == "copy":
         shutil.copytree(Path(source) / "checkpoints", target / "checkpoints")
+        if (left_out := Path(source) / skipped.FILE).exists():
+            shutil.copy(left_out, target)
     elif action == "flip":
         content = bytearray(target.read_bytes())
         content[len(content) // 2] ^= 1
         target.write_bytes(content)
     elif action == "halve":
         target.write_bytes(target.read_bytes()[: target.stat().st_size // 2])
+    elif action == "lose":
+        max((path for path in target.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size).unlink()
+    elif action == "empty":
+        target.mkdir()
     elif action == "remove":
         shutil.rmtree(target)
     else:

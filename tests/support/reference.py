@@ -5,8 +5,10 @@ It shares with Primus only what the numerics contract publishes: the sample orde
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +39,17 @@ class Trained:
 
 
 def train(
-    plan: Plan, dtype: torch.dtype = torch.float32, *, model: torch.nn.Module | None = None, balanced: bool = False
+    plan: Plan,
+    dtype: torch.dtype = torch.float32,
+    *,
+    model: torch.nn.Module | None = None,
+    balanced: bool = False,
+    left_out: Collection[int] = (),
 ) -> Trained:
     """Losses and gradient norms of the plan's steps, counted from 1.
 
-    model: what is trained, if not a random start. balanced: experts are, as ``moe.balance`` says.
+    model: what is trained, if not a random start. balanced: experts are, as ``moe.balance`` says. left_out: global
+    batches that no step is made of, counted from 0.
     """
     experiment = plan.experiment
     settings, schedule = experiment.train, experiment.optimizer
@@ -62,8 +70,9 @@ def train(
     )
     reader = open_training(plan)
     losses, norms = {}, {}
-    for step in range(settings.steps):
-        batch = reader.read(step * settings.global_batch_size, settings.global_batch_size)
+    batches = (number for number in itertools.count() if number not in left_out)
+    for step, number in zip(range(settings.steps), batches, strict=False):
+        batch = reader.read(number * settings.global_batch_size, settings.global_batch_size)
         inputs, labels = (torch.from_numpy(np.ascontiguousarray(array)) for array in (batch.inputs, batch.labels))
         logits = model(input_ids=inputs).logits
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)

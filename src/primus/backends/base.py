@@ -32,6 +32,8 @@ class Capabilities:
     parallel_axes: frozenset[str]
     precisions: dict[str, frozenset[str]]
     """Device kind (cpu, cuda, rocm) -> precisions."""
+    anomaly: frozenset[str] = frozenset()
+    """What it can do of ``resilience.anomaly`` beside ``stop``. With any of it, it finds spikes as well."""
     unsupported: dict[str, str] = field(default_factory=dict)
     """Dotted portable key, or ``key=value`` -> why it cannot be honoured."""
 

@@ -10,24 +10,34 @@ from __future__ import annotations
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import TypeVar
 
 from primus.backends.base import Session
 from primus.checkpoints import store
 from primus.checkpoints.store import CheckpointFile, CheckpointInfo
+from primus.config.units import seconds
 from primus.errors import CheckpointError, PrimusError, Problem, TrainingError
 from primus.events.types import CheckpointSaved, Notice
 from primus.plan.plan import Plan
 
 T = TypeVar("T")
 
+LONGEST_PAUSE = 60.0
+"""Seconds between two tries of a save, and between two words about one that is waited for."""
+
 Write = Callable[[Path], dict[str, str]]
 """Writes this rank's files into a directory, together with all ranks, and brings them to the disk. Returns the
 xxh3_128 of those it hashed on the way, by path in the directory."""
+
+Stage = Callable[[], Write]
+"""Puts this rank's state aside, if it may change. When it returns, it may; what it returns may be called several
+times."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +65,13 @@ class RunCheckpoints(ABC):
         self._staged: Future[None] | None = None
         self._pending: Future[Outcome] | None = None
         self._blocked = 0.0
+        self._hurry = Event()
+        """Somebody waits for the save: it makes no pauses."""
+        self._patience = min(LONGEST_PAUSE, seconds(plan.experiment.resilience.hang_timeout) / 4)
 
     @abstractmethod
-    def _prepare(self, *, background: bool) -> tuple[Write, Future[None] | None]:
-        """What saves the state as it is now. background: training goes on while it runs, in another thread; then also
-        what tells when the state may change, None: at once."""
+    def _prepare(self, *, background: bool) -> Stage:
+        """What saves the state as it is now. background: it runs in another thread, while training goes on."""
 
     @abstractmethod
     def _read(self, info: CheckpointInfo) -> None:
@@ -85,27 +97,29 @@ class RunCheckpoints(ABC):
 
     def save_step(self, step: int, consumed_samples: int, *, wait: bool) -> None:
         """Save the state after `step` steps. wait: return when the checkpoint is complete, and raise CheckpointError if
-        it cannot be made; otherwise a failure is reported as a Notice and training goes on."""
+        it cannot be made; otherwise a failure is reported as a Notice and training goes on. Waits for an earlier save
+        in any case, so that there is never more than one copy of the state."""
         began = time.perf_counter()
         self.finish()
-        began, earlier = time.perf_counter(), time.perf_counter() - began
-        if wait or not self._settings.async_:
-            write, _ = self._prepare(background=False)
-            outcome = self._write(write, step, consumed_samples)
-            self._blocked = time.perf_counter() - began + earlier
-            self._report(outcome)
-            if wait and outcome.message:
-                raise CheckpointError(
-                    f"the checkpoint of step {step} was not saved: {outcome.message}",
-                    where=str(store.directory_of(self.session.run_directory, step)),
-                    remedy="free the space or fix the directory and run the same command again: "
-                    "it continues from the last complete checkpoint",
-                )
+        stage = self._prepare(background=self._settings.async_ and not wait)
+        self._hurry.clear()
+        if self._settings.async_ and not wait:
+            self._staged = Future()
+            self._pending = self._thread.submit(self._write, stage, self._staged, step, consumed_samples)
+            self.saved_step = step
+            self._blocked = time.perf_counter() - began
             return
-        write, self._staged = self._prepare(background=True)
-        self._pending = self._thread.submit(self._write, write, step, consumed_samples)
-        self.saved_step = step
-        self._blocked = time.perf_counter() - began + earlier
+        with self._telling(step):
+            outcome = self._write(stage, Future(), step, consumed_samples)
+        self._blocked = time.perf_counter() - began
+        self._report(outcome)
+        if wait and outcome.message:
+            raise CheckpointError(
+                f"the checkpoint of step {step} was not saved: {outcome.message}",
+                where=str(store.directory_of(self.session.run_directory, step)),
+                remedy="free the space or fix the directory and run the same command again: "
+                "it continues from the last complete checkpoint",
+            )
 
     def maybe_wait_for_staging(self) -> None:
         """Called before each optimizer step: the tensors may change from here on."""
@@ -122,25 +136,49 @@ class RunCheckpoints(ABC):
             self.finish()
 
     def finish(self) -> None:
-        """Wait until no save is under way, and report how the last one ended."""
+        """Wait until no save is under way, and report how the last one ended. One that failed is tried again without a
+        pause now."""
         if self._pending is not None:
+            assert self.saved_step is not None
             self.maybe_wait_for_staging()
-            outcome = self._pending.result()
+            self._hurry.set()
+            with self._telling(self.saved_step):
+                outcome = self._pending.result()
             self._pending = None
             self._report(outcome)
+
+    @contextmanager
+    def _telling(self, step: int) -> Iterator[None]:
+        """While training waits for the checkpoint of `step` and its files grow, say so now and then: a slow disk is no
+        hang."""
+        began, over = time.perf_counter(), Event()
+
+        def tell() -> None:
+            before = 0
+            while not over.wait(self._patience):
+                written = store.bytes_in(store.directory_of(self.session.run_directory, step))
+                if written > before:
+                    waited = time.perf_counter() - began
+                    self._notice(
+                        f"training waits for a checkpoint since {waited:.0f} s: {written:,} bytes so far", step
+                    )
+                before = written
+
+        Thread(target=tell, name="checkpoint-progress", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def _report(self, outcome: Outcome) -> None:
         if outcome.message:
             self.saved_step = None
         else:
             self.saved_step = self.complete_step = outcome.step
-        if self.session.rank != 0:
-            return
         if outcome.message:
-            message = (
-                f"the checkpoint of step {outcome.step} was not saved: {outcome.message}; the last complete one is kept"
-            )
-            self.session.emit(Notice(message=message, step=outcome.step))
+            failed = f"the checkpoint of step {outcome.step} was not saved: {outcome.message}"
+            self._notice(f"{failed}; the last complete one is kept", outcome.step)
+        if self.session.rank != 0 or outcome.message:
             return
         directory = store.directory_of(self.session.run_directory, outcome.step)
         self.session.emit(
@@ -153,24 +191,43 @@ class RunCheckpoints(ABC):
             )
         )
 
-    def _write(self, write: Write, step: int, consumed_samples: int) -> Outcome:
-        """Write and seal on all ranks. Nothing visible remains of a save that failed on any of them."""
+    def _write(self, stage: Stage, staged: Future[None], step: int, consumed_samples: int) -> Outcome:
+        """Write and seal on all ranks, if need be several times, all ranks together."""
         began = time.perf_counter()
+        try:
+            write = stage()
+        except BaseException as error:
+            staged.set_exception(error)
+            raise
+        staged.set_result(None)
+        for failures in range(self._settings.retries + 1):
+            size, message = self._try_to_write(write, step, consumed_samples)
+            if not message:
+                self._prune(step)
+                break
+            if failures < self._settings.retries:
+                pause = min(2.0**failures, LONGEST_PAUSE)
+                self._notice(
+                    f"the checkpoint of step {step} cannot be written: {message}; trying again in {pause:.0f} s", step
+                )
+                self._hurry.wait(pause)
+        return Outcome(step, size, time.perf_counter() - began, message)
+
+    def _try_to_write(self, write: Write, step: int, consumed_samples: int) -> tuple[int, str]:
+        """The bytes written, or why it failed, on whatever rank. Nothing visible remains of a save that failed."""
         directory = store.directory_of(self.session.run_directory, step)
         try:
-            self._on_first_rank(lambda: store.begin(self.session.run_directory, step))
+            self.on_first_rank(lambda: store.begin(self.session.run_directory, step))
             digests = self._everywhere(lambda: write(directory))
-            size = self._on_first_rank(lambda: self._seal(step, consumed_samples, digests))
+            return self.on_first_rank(lambda: self._seal(step, consumed_samples, digests)), ""
         except PrimusError as error:
             if self.session.rank == 0:
                 shutil.rmtree(directory, ignore_errors=True)
-            return Outcome(step, 0, time.perf_counter() - began, cause(error))
+            return 0, cause(error)
         except RuntimeError as error:
             raise TrainingError(
                 f"the ranks lost each other while they saved the checkpoint of step {step}: {error}", retryable=True
             ) from error
-        self._prune(step)
-        return Outcome(step, size, time.perf_counter() - began)
 
     def _prune(self, step: int) -> None:
         """What cannot be removed is no reason to doubt what has just been saved."""
@@ -179,7 +236,7 @@ class RunCheckpoints(ABC):
         try:
             store.prune(self.session.run_directory, self._settings.keep)
         except CheckpointError as error:
-            self.session.emit(Notice(message=f"old checkpoints stay for now: {error}", step=step))
+            self._notice(f"old checkpoints stay for now: {error}", step)
 
     def _seal(self, step: int, consumed_samples: int, digests: list[dict[str, str]]) -> int:
         return store.seal(
@@ -199,10 +256,10 @@ class RunCheckpoints(ABC):
         Damaged ones are skipped with a Notice. Raises CheckpointError when all are damaged, or when the checkpoint is
         of another model.
         """
-        if self._settings.resume == "never" and self._on_first_rank(self._start_over):
+        if self._settings.resume == "never" and self.on_first_rank(self._start_over):
             return None
         problems: list[Problem] = []
-        for entry in self._on_first_rank(lambda: store.entries(self.session.run_directory)):
+        for entry in self.on_first_rank(lambda: store.entries(self.session.run_directory)):
             if entry.state == "partial":
                 continue
             found = list(entry.problems)
@@ -210,11 +267,8 @@ class RunCheckpoints(ABC):
                 found = self._damage(entry.info)
             if found:
                 problems += found
-                if self.session.rank == 0:
-                    reasons = "; ".join(map(str, found[:3]))
-                    self.session.emit(
-                        Notice(message=f"the checkpoint of step {entry.step} is damaged and skipped: {reasons}")
-                    )
+                reasons = "; ".join(map(str, found[:3]))
+                self._notice(f"the checkpoint of step {entry.step} is damaged and skipped: {reasons}")
                 continue
             assert entry.info is not None
             different = store.compare_model(entry.info, self._architecture)
@@ -223,7 +277,7 @@ class RunCheckpoints(ABC):
                 raise CheckpointError(problems=different)
             if problems:
                 # they would count as the newest when old ones are removed, and be tried first by the next start
-                self._on_first_rank(lambda step=entry.step: self._set_aside("damaged", step))  # type: ignore[misc]
+                self.on_first_rank(lambda step=entry.step: self._set_aside("damaged", step))  # type: ignore[misc]
             self._read(entry.info)
             self.saved_step = self.complete_step = entry.info.step
             return entry.info
@@ -254,7 +308,7 @@ class RunCheckpoints(ABC):
         moved = store.set_aside(self.session.run_directory, after)
         if moved:
             names = ", ".join(path.name for path in moved)
-            self.session.emit(Notice(message=f"{reason}: checkpoints are set aside as {names}"))
+            self._notice(f"{reason}: checkpoints are set aside as {names}")
 
     def _damage(self, info: CheckpointInfo) -> list[Problem]:
         """Hash every file once, each on one rank, and return what any rank found."""
@@ -271,9 +325,13 @@ class RunCheckpoints(ABC):
             found = [problem for problem in pool.map(check, self._share(info.files)) if problem]
         return [problem for part in self._gather(found) for problem in part]
 
+    def _notice(self, message: str, step: int | None = None) -> None:
+        if self.session.rank == 0:
+            self.session.emit(Notice(message=message, step=step))
+
     # agreeing
 
-    def _on_first_rank(self, action: Callable[[], T]) -> T:
+    def on_first_rank(self, action: Callable[[], T]) -> T:
         """Result of `action`, run on rank 0 only. Its error is every rank's error."""
         result, error = _tried(action) if self.session.rank == 0 else (None, None)
         result, error = self._from_first_rank((result, error))

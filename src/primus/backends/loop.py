@@ -6,18 +6,19 @@ engines do the same thing at the same step.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from primus.backends.anomaly import Anomalies, samples
 from primus.backends.base import Result, Session
 from primus.backends.checkpointing import RunCheckpoints
 from primus.backends.profiling import Profiling, Tracer
+from primus.checkpoints import skipped
 from primus.errors import AnomalyError
-from primus.events.types import EvalDone, RunStarted, StepDone
+from primus.events.types import EvalDone, Notice, RunStarted, StepDone
 from primus.numerics.schedule import learning_rate
 from primus.plan.plan import Plan
 
@@ -39,8 +40,8 @@ class Readings:
     updated: bool = False
 
 
-Check = Callable[[Readings], None]
-"""Raises TrainingError when a step must not count."""
+Check = Callable[[Readings], bool]
+"""Whether a step counts. Raises AnomalyError when training must not go on."""
 
 
 class Engine(Protocol):
@@ -65,7 +66,8 @@ class Engine(Protocol):
 
     def step(self, step: int, consumed: int, lr: float, check: Check) -> Readings:
         """Make step number `step` from the global batch after `consumed` samples. `check` is called with what it
-        measured: before the weights change, if the engine can, and in any case before it returns."""
+        measured: before the weights change, if the engine can, and in any case before it returns. When it says False,
+        an engine that can ``skip_step`` leaves everything as it was before the call."""
         ...
 
     def validation(self) -> tuple[float, float] | None:
@@ -89,13 +91,17 @@ class Loop:
     def __init__(self, plan: Plan, session: Session, engine: Engine) -> None:
         self.plan, self.session, self.engine = plan, session, engine
         self.step = self.consumed = 0
+        """Updates made, and samples passed by: those left out count."""
+        self._anomalies = Anomalies(plan, session.attempt, [])
+        self._wrong = ""
+        """What is wrong with the step that was made last."""
         self._profiling = Profiling(plan, session, engine.tracer)
         peak = plan.experiment.hardware.peak_tflops.get(plan.experiment.precision)
         self._flops = None if peak is None else peak * 1e12 * plan.topology.world_size
 
     def run(self) -> Result:
-        """Start or resume, and train to the last step or until a stop is asked for. Raises AnomalyError when loss or
-        gradient norm is not finite: no checkpoint holds what came of them."""
+        """Start or resume, and train to the last step or until a stop is asked for. Raises AnomalyError when a step
+        must not count and ``resilience.anomaly`` goes no further: no checkpoint holds what came of it."""
         try:
             result = self._run()
             self.engine.close()
@@ -106,6 +112,8 @@ class Loop:
 
     def _run(self) -> Result:
         engine, checkpoints, steps = self.engine, self.engine.checkpoints, self.plan.experiment.train.steps
+        left_out = checkpoints.on_first_rank(lambda: skipped.read(self.session.run_directory))
+        self._anomalies = Anomalies(self.plan, self.session.attempt, left_out)
         resumed = checkpoints.resume()
         if resumed is None:
             engine.start()
@@ -114,18 +122,22 @@ class Loop:
         self._announce(None if resumed is None else resumed.step)
         if resumed is None:
             self._validate()
-        first, stopped = self.step + 1, False
+        first = self.session.world_size > 1
+        stopped = False
         with engine.training(self.step):
             while self.step < steps and not stopped:
-                self.step += 1
-                self._profiling.before(self.step)
+                before = self.step
+                self._profiling.before(before + 1)
                 stopped = self._train_step()
-                self._profiling.after(self.step)
                 checkpoints.poll()
+                if self.step <= before:
+                    continue
+                self._profiling.after(self.step)
                 if checkpoints.due(self.step) and self.step < steps and not stopped:
                     checkpoints.save_step(self.step, self.consumed, wait=False)
-                if self.step == first and self.session.world_size > 1:
+                if first:
                     engine.shorten_timeouts()
+                    first = False
                 if not stopped and (self.step == steps or self.step % self.plan.experiment.eval.interval == 0):
                     self._validate()
         checkpoints.finish()
@@ -133,11 +145,12 @@ class Loop:
             checkpoints.save_step(self.step, self.consumed, wait=True)
         return Result("stopped" if self.step < steps else "complete", self.step)
 
-    def _announce(self, resumed_from: int | None) -> None:
+    def _announce(self, resumed_from: int | None, *notes: str) -> None:
         plan, session = self.plan, self.session
         if session.rank != 0:
             return
-        patches = f"{len(plan.patches)} declared patches of {self.engine.title} apply; plan.json lists them"
+        if plan.patches and not notes:
+            notes = (f"{len(plan.patches)} declared patches of {self.engine.title} apply; plan.json lists them",)
         session.emit(
             RunStarted(
                 name=plan.experiment.name,
@@ -147,16 +160,26 @@ class Loop:
                 parameters=plan.parameters,
                 steps=plan.experiment.train.steps,
                 resumed_from=resumed_from,
-                notes=(patches,) if plan.patches else (),
+                notes=notes,
             )
         )
 
     def _train_step(self) -> bool:
-        """One optimizer step. Returns whether any process was asked to stop, the same in all of them."""
+        """Make the next step, or leave its batch out. Returns whether any process was asked to stop, the same in all of
+        them."""
+        if (passed := self._anomalies.pass_over(self.consumed)) > 0:
+            self._notice(f"{samples(self.consumed, passed)} are left out, as {skipped.FILE} says", self.step + 1)
+            self.consumed += passed
         began, train = time.perf_counter(), self.plan.experiment.train
-        lr = learning_rate(self.step - 1, self.plan.experiment.optimizer, self.plan.decay_steps)
-        readings = self.engine.step(self.step, self.consumed, lr, self._refuse_unfinite)
+        lr = learning_rate(self.step, self.plan.experiment.optimizer, self.plan.decay_steps)
+        self._wrong = ""
+        readings = self.engine.step(self.step + 1, self.consumed, lr, self._check)
+        if self._wrong:
+            self._leave_out()
+            return readings.stop
+        self.step += 1
         self.consumed += train.global_batch_size
+        self._anomalies.learnt(self.step, readings.loss)
         if self.session.rank == 0:
             tokens, seconds = train.global_batch_size * train.seq_length, time.perf_counter() - began
             mfu = None if self._flops is None else self.plan.flops_per_token * tokens / seconds / self._flops
@@ -174,23 +197,59 @@ class Loop:
             )
         return readings.stop
 
-    def _refuse_unfinite(self, readings: Readings) -> None:
-        ranks, loss, norm = readings.unfinite_ranks, readings.loss, readings.grad_norm
-        if not ranks and math.isfinite(loss) and math.isfinite(norm):
-            return
-        checkpoints = self.engine.checkpoints
+    def _check(self, readings: Readings) -> bool:
+        """``Check`` of the step that is being made."""
+        self._wrong = self._anomalies.found(readings)
+        if not self._wrong:
+            return True
+        checkpoints, policy = self.engine.checkpoints, self.plan.experiment.resilience.anomaly
+        if policy == "skip_step" and not self._anomalies.exhausted(self.step + 1, None):
+            return False
         checkpoints.finish()
-        what = f"the loss is {loss}"
-        what += f", but the gradient norm is {norm}" if math.isfinite(loss) else ""
-        which = f" on rank {', '.join(map(str, ranks))}" if ranks else " (one figure for all ranks)"
-        consequence = "what it made is not saved" if readings.updated else "no weight was updated with it"
         kept = checkpoints.complete_step
+        exhausted = self._anomalies.exhausted(self.step + 1, kept)
+        if policy == "rollback" and not exhausted:
+            return False
+        consequence = "what it made is not saved" if readings.updated else "no weight was updated with it"
         raise AnomalyError(
-            f"{what}{which}; {consequence}",
-            where=f"step {self.step}",
+            "; ".join(filter(None, [self._wrong, exhausted, consequence])),
+            where=f"step {self.step + 1}",
             remedy="lower optimizer.lr or optimizer.clip_grad_norm, or look at the data of this step; "
             + (f"the checkpoint of step {kept} is intact" if kept is not None else "there is no checkpoint yet"),
         )
+
+    def _leave_out(self) -> None:
+        """Answer the anomaly of the batch that a step was just made of, as ``resilience.anomaly`` says."""
+        number, back = self.step + 1, self.plan.experiment.resilience.anomaly == "rollback"
+        kept = self.engine.checkpoints.complete_step if back else None
+        entry = self._anomalies.leave_out(number, self.consumed, self._wrong, kept)
+        lost = samples(entry.first, entry.count)
+        if self.session.rank == 0:
+            try:
+                skipped.write(self.session.run_directory, self._anomalies.skipped)
+            except OSError as error:
+                self._notice(f"{skipped.FILE} cannot be written: {error.strerror}; {lost} may come again", number)
+        if not back:
+            self.consumed += entry.count
+            self._notice(f"{self._wrong}; {lost} are left out, nothing was updated with them", number)
+            return
+        resumed = self.engine.checkpoints.resume()
+        if resumed is None:
+            raise AnomalyError(
+                f"{self._wrong}; there is no checkpoint to go back to",
+                where=f"step {number}",
+                remedy=f"start again: training leaves {lost} out",
+                retryable=True,
+            )
+        self.step, self.consumed = resumed.step, resumed.consumed_samples
+        self._anomalies.returned(self.step)
+        self._announce(
+            self.step, f"back from step {number}: {self._wrong}; {lost} are left out when training comes there again"
+        )
+
+    def _notice(self, message: str, step: int) -> None:
+        if self.session.rank == 0:
+            self.session.emit(Notice(message=message, step=step))
 
     def _validate(self) -> None:
         began, found = time.perf_counter(), self.engine.validation()

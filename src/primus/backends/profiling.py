@@ -32,7 +32,7 @@ class Profiling:
         self._traces = False
 
     def before(self, step: int) -> None:
-        if self._steps is not None and step == self._steps[0]:
+        if self._steps is not None and step == self._steps[0] and not self._traces:  # a step may be made again
             self._tracer.start()
             self._traces = True
 
@@ -41,6 +41,7 @@ class Profiling:
             return
         self._traces = False
         (first, last), rank = self._steps, self._session.rank
+        self._steps = None
         path = self._session.attempt_directory / "profile" / f"rank-{rank}-steps-{first}-{last}.json.gz"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._tracer.stop(path)

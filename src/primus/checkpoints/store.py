@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from primus.checkpoints.integrity import (
     CheckpointFile,
     CheckpointInfo,
     check_sizes,
+    content_files,
     hash_file,
     read_manifest,
     seal,
@@ -32,6 +34,7 @@ __all__ = [
     "CheckpointInfo",
     "Entry",
     "begin",
+    "bytes_in",
     "compare_backend",
     "compare_model",
     "complete",
@@ -115,6 +118,15 @@ def _entry(directory: Path) -> Entry | None:
     if not (directory / MANIFEST).exists():  # pruned while we looked
         return Entry(directory, step, "partial") if directory.is_dir() else None
     return Entry(directory, step, "damaged", info, tuple(problems))
+
+
+def bytes_in(directory: Path) -> int:
+    """Bytes in the files of a directory, as far as they can be seen now."""
+    total = 0
+    for path in content_files(directory):
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def complete(run_directory: Path) -> list[CheckpointInfo]:

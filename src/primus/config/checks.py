@@ -59,6 +59,7 @@ def check(experiment: Experiment, tree: Node) -> list[Problem]:
             _pipeline,
             _moe,
             _eval,
+            _rollback,
             _env,
         )
         for key, message, remedy in rule(experiment, written)
@@ -280,6 +281,15 @@ def _eval(experiment: Experiment, written: Written) -> Iterator[Finding]:
         for key in ("eval.interval", "eval.steps"):
             if written(key):
                 yield key, f"{key} has no meaning: data.validation is not set", "set data.validation, e.g. to 0.05"
+
+
+def _rollback(experiment: Experiment, written: Written) -> Iterator[Finding]:
+    if experiment.resilience.anomaly == "rollback" and experiment.checkpoint.interval is None:
+        yield (
+            "resilience.anomaly",
+            "resilience.anomaly is rollback, but no checkpoint is made that it could go back to",
+            "set checkpoint.interval",
+        )
 
 
 def _env(experiment: Experiment, written: Written) -> Iterator[Finding]:

@@ -307,6 +307,9 @@ class Checkpoint(Section):
     )
     keep: PositiveInt | None = Field(default=None, description="Newest checkpoints kept; default: all.")
     async_: bool = Field(default=True, alias="async", description="Write in the background while training goes on.")
+    retries: NonNegativeInt = Field(
+        default=3, description="Times a save that failed is tried again, after 1, 2, 4, ... seconds, at most 60 each."
+    )
     resume: Literal["auto", "never"] = Field(
         default="auto", description="`auto`: continue from the newest complete checkpoint of the run directory."
     )
@@ -333,6 +336,25 @@ class Resilience(Section):
         default="10m",
         description="A step (or collective) that takes longer counts as a failure.",
         examples=["90s", "10m", "1h30m"],
+    )
+    anomaly: Literal["stop", "skip_step", "rollback"] = Field(
+        default="stop",
+        description="What is done about a loss or gradient norm that is NaN or infinite, or a spike. `stop`: the run "
+        "ends. `skip_step`: its batch is left out, nothing is updated. `rollback`: back to the newest checkpoint; the "
+        "batch is left out when training comes there again.",
+    )
+    anomaly_limit: PositiveInt = Field(
+        default=5,
+        description="The run stops instead when so many batches were left out already at the same step (`skip_step`) "
+        "or since the same checkpoint (`rollback`).",
+    )
+    spike_factor: Annotated[float, Field(gt=1)] | None = Field(
+        default=None,
+        description="A loss above this factor times the median of the last `spike_window` steps is an anomaly too; "
+        "default: never.",
+    )
+    spike_window: PositiveInt = Field(
+        default=50, description="Steps of which a spike is told apart; none is found before so many were made."
     )
 
 

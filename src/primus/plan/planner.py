@@ -159,6 +159,13 @@ def beyond(experiment: Experiment, arranged: Topology | None, backend: Backend, 
     elif precision not in can.precisions[device]:
         kind = device if device == experiment.hardware.name else f"{device} ({experiment.hardware.name})"
         yield Finding("precision", f"{name} has no {precision} on {kind}", _offer(can.precisions[device]))
+    policy = experiment.resilience.anomaly
+    if policy not in {"stop", *can.anomaly}:
+        yield Finding("resilience.anomaly", f"{name} cannot {policy}", _offer({"stop", *can.anomaly}))
+    if experiment.resilience.spike_factor is not None and not can.anomaly:
+        yield Finding(
+            "resilience.spike_factor", f"{name} does not look for spikes", "leave resilience.spike_factor out"
+        )
     for rule, reason in sorted(can.unsupported.items()):
         key, _, value = rule.partition("=")
         if key not in keys():

@@ -68,7 +68,9 @@ def one(python: str, root: Path, dataset: Path) -> dict[str, Ran]:
     cases.append(Case("within", plan_of(root, "within", dataset, **WITHIN)))
     diverging = plan_of(root, "diverging", dataset, checkpoint__interval=1, optimizer__lr=1e30)
     elsewhere = plan_of(root, "elsewhere", dataset, hardware={"name": "H100", "device": "cuda"}, precision="bf16")
-    full = Case("full", plan_of(root, "full", dataset, checkpoint__interval=5), file_limit=100_000)
+    full = Case(
+        "full", plan_of(root, "full", dataset, checkpoint__interval=5, checkpoint__retries=0), file_limit=100_000
+    )
     cases += [Case("diverging", diverging), Case("elsewhere", elsewhere), full]
     cases += [Case("broken", stopped, stop=(0, 7)), Case("resumed", stopped, attempt=2)]
     return run_gang(cases, 1, root / "one", python=python)

@@ -35,6 +35,7 @@ class MaxTextBackend:
                 "cuda": frozenset({"fp32", "bf16", "fp8"}),
                 "rocm": frozenset({"fp32", "bf16", "fp8"}),
             },
+            anomaly=frozenset({"skip_step", "rollback"}),
         )
 
     def native_schema(self) -> NativeSchema:

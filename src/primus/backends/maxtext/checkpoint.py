@@ -9,7 +9,6 @@ import itertools
 import os
 import pickle
 import re
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from primus.backends.base import Session
-from primus.backends.checkpointing import RunCheckpoints, Write
+from primus.backends.checkpointing import RunCheckpoints, Stage
 from primus.backends.maxtext.model import Built, held
 from primus.backends.maxtext.saved import FOLDER
 from primus.checkpoints.store import CheckpointInfo
@@ -43,7 +42,7 @@ class Checkpoints(RunCheckpoints):
         self._orbax = ocp.AsyncCheckpointer(handler, multiprocessing_options=everyone)
         self._round = itertools.count()
 
-    def _prepare(self, *, background: bool) -> tuple[Write, Future[None] | None]:
+    def _prepare(self, *, background: bool) -> Stage:
         state = {part: {name: v.get_value() for name, v in of.items()} for part, of in held(self._built.state).items()}
         if background:  # the next step gives the arrays' memory to the new ones
             state = jax.tree.map(_aside, state)
@@ -57,7 +56,7 @@ class Checkpoints(RunCheckpoints):
                 raise CheckpointError(_reason(error)) from error
             return {}
 
-        return write, None
+        return lambda: write
 
     def _read(self, info: CheckpointInfo) -> None:
         parts = held(self._built.state)

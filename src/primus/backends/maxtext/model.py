@@ -66,11 +66,29 @@ def build(plan: Plan) -> Built:
     with maxtext_utils.axis_rules(config.logical_axis_rules):
         graph = nnx.graphdef(nnx.eval_shape(initial))
     parameter_shardings, shardings = sharding.maybe_update_params_sharding_with_opt(config, shardings)
+    step = unless_unfinite(train_step) if plan.experiment.resilience.anomaly == "skip_step" else train_step
     train, evaluate = train_utils.jit_train_and_eval_step(
-        config, graph, mesh, state, shardings, train_step, eval_step, True, parameter_shardings
+        config, graph, mesh, state, shardings, step, eval_step, True, parameter_shardings
     )
     batch_sharding = sharding.get_input_data_sharding(config, mesh)
     return Built(config, mesh, batch_sharding, state, train, evaluate)
+
+
+def unless_unfinite(step: Callable[..., Any]) -> Callable[..., Any]:
+    """MaxText's `step`, to be compiled: where its loss or gradient norm is NaN or infinite it gives the state that it
+    was given, counters included."""
+
+    def guarded(*arguments: Any) -> tuple[Any, Any]:
+        *_, state, _ = arguments  # the last is the batch
+        before = jax.tree.leaves(state)  # the step itself writes into `state`
+        after, metrics = step(*arguments)
+        figures = (metrics["scalar"][f"learning/{name}"] for name in ("lm_loss", "raw_grad_norm"))
+        good = jnp.all(jnp.isfinite(jnp.stack([*figures])))
+        leaves, structure = jax.tree.flatten(after)
+        kept = [jnp.where(good, new, old) for new, old in zip(leaves, before, strict=True)]
+        return jax.tree.unflatten(structure, kept), metrics
+
+    return guarded
 
 
 def held(state: Any) -> dict[str, dict[str, Any]]:

@@ -50,7 +50,8 @@ class Trainer:
         return nullcontext()
 
     def step(self, step: int, consumed: int, lr: float, check: Check) -> Readings:
-        """The compiled step updates too, at the rate that the optimizer computes for this step."""
+        """The compiled step updates too, at the rate that the optimizer computes for this step; with ``skip_step`` not
+        when its figures are not finite."""
         batch = self._samples.read(consumed)
         with self._compiled(self.built.config.logical_axis_rules):
             self.built.state, metrics = self.built.train(self.built.state, batch)
@@ -61,7 +62,7 @@ class Trainer:
             grad_norm=float(norm),
             memory_bytes=int(world[:, 0].max()),
             stop=bool(world[:, 1].any()),
-            updated=True,
+            updated=self.plan.experiment.resilience.anomaly != "skip_step",
         )
         check(readings)
         return readings

@@ -77,6 +77,11 @@ def _problems(experiment: Experiment, topology: Topology) -> Iterator[Problem]:
         there = "is one" if topology.nnodes == 1 else f"are {topology.nnodes}"
         message = f"a trace is of a node with all its devices, and there {there}"
         yield Problem("profile.ranks", message, "0" if topology.nnodes == 1 else f"0 to {topology.nnodes - 1}")
+    if experiment.resilience.anomaly == "skip_step" and experiment.resilience.spike_factor is not None:
+        message = (
+            "MaxText's compiled step has updated by the time a spike can be seen; only NaN and infinity are skipped"
+        )
+        yield Problem("resilience.spike_factor", message, "resilience.anomaly: rollback, or leave spike_factor out")
     own = experiment.native.get("maxtext", {})
     if own.get("attention") == "flash" and experiment.hardware.device == "cpu":
         yield Problem("maxtext.attention", "flash attention needs an accelerator", "dot_product, or remove it")

@@ -39,6 +39,7 @@ class MegatronBackend:
             model_types=MODEL_TYPES,
             parallel_axes=frozenset({"data_shard", "data_replicate", "tensor", "pipeline", "context", "expert"}),
             precisions={kind: frozenset({"fp32", "bf16"}) for kind in ("cpu", "cuda", "rocm")},
+            anomaly=frozenset({"skip_step", "rollback"}),
             unsupported={
                 "compile=true": "Megatron's layers are not compiled as a whole",
                 "parallel.schedule=gpipe": "Megatron's schedules are 1f1b and interleaved_1f1b",

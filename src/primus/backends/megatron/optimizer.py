@@ -60,6 +60,7 @@ class Optimizer:
         self._device = next(chunks[0].parameters()).device
         self._held = list(self._find())
         self._buffers = [shard for shard, tensor in shards(chunks) if not isinstance(tensor, torch.nn.Parameter)]
+        self._before: list[torch.Tensor] = []
 
     def _find(self) -> Iterator[Held]:
         """Creates the moments too, which torch's AdamW would make at its first step."""
@@ -94,6 +95,14 @@ class Optimizer:
         for chunk in self._chunks:
             chunk.zero_grad_buffer()
         self._engine.zero_grad()
+
+    def remember_buffers(self) -> None:
+        self._before = [shard.local.clone() for shard in self._buffers]
+
+    def restore_buffers(self) -> None:
+        """As they were when they were remembered."""
+        for shard, values in zip(self._buffers, self._before, strict=True):
+            shard.local.copy_(values)
 
     def gradient_norm(self) -> float:
         """Of the whole model; gradients must have been reduced."""

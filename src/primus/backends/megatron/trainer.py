@@ -90,6 +90,7 @@ class Trainer:
 
     def gradients(self, step: int, microbatches: list[Microbatch]) -> tuple[torch.Tensor, torch.Tensor]:
         self.optimizer.zero_grad()
+        self.optimizer.remember_buffers()
         tokens = self._valid_tokens(microbatches)
         self.config.grad_scale_func = lambda loss: loss / tokens
         loss = self.forward_backward(microbatches) / tokens
@@ -97,6 +98,10 @@ class Trainer:
 
     def update(self, lr: float, norm: float) -> None:
         self.optimizer.step(lr, norm)
+
+    def discard(self) -> None:
+        """Gradients are emptied before the next ones are made, but making them has moved the biases of experts."""
+        self.optimizer.restore_buffers()
 
     @contextmanager
     def validating(self) -> Iterator[None]:

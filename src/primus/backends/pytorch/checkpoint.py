@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from primus.backends.base import Session
-from primus.backends.checkpointing import RunCheckpoints, Write, cause
+from primus.backends.checkpointing import RunCheckpoints, Stage, Write, cause
 from primus.backends.pytorch.staging import Staging
 from primus.backends.pytorch.storage import HashingWriter
 from primus.checkpoints.store import CheckpointFile, CheckpointInfo
@@ -43,22 +43,15 @@ class TorchCheckpoints(RunCheckpoints):
     def _restore(self, state: dict[str, Any], step: int) -> None:
         """`state`, which ``_state`` gave, has been filled from the checkpoint of `step`: put it to use."""
 
-    def _prepare(self, *, background: bool) -> tuple[Write, Future[None] | None]:
+    def _prepare(self, *, background: bool) -> Stage:
         state = self._state()
-        if not background:
-            return lambda directory: self._write_files(state, directory), None
-        ready, staged = self._staging.mark(), Future[None]()
+        ready = self._staging.mark() if background else None
 
-        def write(directory: Path) -> dict[str, str]:
-            try:
-                copy = self._staging.copy(state, ready)
-            except BaseException as error:
-                staged.set_exception(error)
-                raise
-            staged.set_result(None)
-            return self._write_files(copy, directory)
+        def stage() -> Write:
+            kept = self._staging.copy(state, ready) if background else state
+            return partial(self._write_files, kept)
 
-        return write, staged
+        return stage
 
     def _write_files(self, state: dict[str, Any], directory: Path) -> dict[str, str]:
         writer = HashingWriter(directory)

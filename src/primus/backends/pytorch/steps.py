@@ -48,6 +48,10 @@ class TorchEngine(Protocol):
         """Change the weights with the gradients, whose norm is `norm`."""
         ...
 
+    def discard(self) -> None:
+        """Leave everything as it was before ``gradients``: these are not used."""
+        ...
+
     def validating(self) -> AbstractContextManager[object]:
         """Put the model into evaluation."""
         ...
@@ -79,9 +83,11 @@ class Steps:
     def step(self, step: int, consumed: int, lr: float, check: Check) -> Readings:
         microbatches = list(self._engine.samples.step(consumed))
         readings = self._meter.read(*self._engine.gradients(step, microbatches))
-        check(readings)
-        self.checkpoints.maybe_wait_for_staging()
-        self._engine.update(lr, readings.grad_norm)
+        if check(readings):
+            self.checkpoints.maybe_wait_for_staging()
+            self._engine.update(lr, readings.grad_norm)
+        else:
+            self._engine.discard()
         return readings
 
     @torch.no_grad()

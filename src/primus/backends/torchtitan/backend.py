@@ -41,6 +41,7 @@ class TorchTitanBackend:
                 "cuda": frozenset({"fp32", "bf16", "fp8"}),
                 "rocm": frozenset({"fp32", "bf16", "fp8"}),
             },
+            anomaly=frozenset({"skip_step", "rollback"}),
             unsupported={"moe.balance=aux_loss": "TorchTitan has no auxiliary balance loss; use bias or none"},
         )
 

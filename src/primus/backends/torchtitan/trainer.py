@@ -106,6 +106,13 @@ class PrimusTrainer(Trainer):
         self.optimizers.step()
         self._profiler.step()
 
+    def discard(self) -> None:
+        """Gradients are emptied before the next ones are made. What experts were used for moves their biases later."""
+        for part in self.model_parts:
+            for name, buffer in part.named_buffers():
+                if name.endswith("tokens_per_expert_E"):
+                    buffer.zero_()
+
     @contextmanager
     def validating(self) -> Iterator[None]:
         for part in self.model_parts:
