@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from primus.cli.run_show import print_run
 from primus.cli.runs import AS_JSON, RUNS_DIR, all_runs, find_run, is_alive, print_json, root_of, table
 from primus.errors import PrimusError, UsageError
 
@@ -79,12 +80,13 @@ def _row(row: dict[str, Any], units: Any) -> list[str]:
     return [row["name"], row["status"], f"{row['step']:,}{total}", *losses, since]
 
 
-@command.command(help="One run: figures, attempts, checkpoints, notices, and why it failed.")
+@command.command(help="One run: figures, attempts, goodput, checkpoints, notices, and why it failed.")
 @click.argument("name")
 @RUNS_DIR
 @AS_JSON
 def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
     from primus.checkpoints import store
+    from primus.events.goodput import as_dict
     from primus.events.history import read_run
     from primus.events.report import facts
 
@@ -100,7 +102,11 @@ def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
                 "seconds": history.seconds,
                 "last_step": history.steps.row(-1) if history.steps else None,
                 "validation": history.evals,
-                "attempt_list": [asdict(attempt) | {"seconds": attempt.seconds} for attempt in history.attempts],
+                "goodput": as_dict(history.goodput),
+                "attempt_list": [
+                    asdict(attempt) | {"seconds": attempt.seconds, "goodput": as_dict(attempt.goodput)}
+                    for attempt in history.attempts
+                ],
                 "checkpoints": [{"step": e.step, "state": e.state, "directory": str(e.directory)} for e in entries],
                 "notices": history.notices,
                 "failures": history.failures,
@@ -108,45 +114,7 @@ def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
             }
         )
         return
-    _show(history, facts(history), [f"{entry.step:,} ({entry.state})" for entry in entries])
-
-
-def _show(history: RunHistory, facts: dict[str, str], checkpoints: list[str]) -> None:
-    from primus.events import units
-
-    total = "" if history.total_steps is None else f" of {history.total_steps:,}"
-    step = f"{history.steps.step[-1]:,}" if history.steps else "0"
-    lines = {"run": history.name, "status": f"{history.status}, step {step}{total}", **facts}
-    lines["checkpoints"] = ", ".join(checkpoints) or "none"
-    lines["directory"] = str(history.directory)
-    if history.garbled:
-        lines["unreadable"] = units.plural(history.garbled, "line") + " of the event files"
-    width = max(map(len, lines))
-    for label, text in lines.items():
-        click.echo(f"{label:<{width}}  {text}")
-    if history.attempts:
-        click.echo()
-        rows = []
-        for a in history.attempts:
-            running = a is history.attempts[-1] and history.status == "running"
-            steps = "-" if a.first_step is None else f"{a.first_step:,} to {a.last_step:,}"
-            resumed = "-" if a.resumed_from is None else f"{a.resumed_from:,}"
-            ended = a.reason or ("running" if running else "no end")
-            rows.append([str(a.number), ended, steps, resumed, str(a.restarts), units.duration(a.seconds)])
-        table(["ATTEMPT", "ENDED", "STEPS", "RESUMED FROM", "RESTARTS", "DURATION"], rows)
-    for notice in history.notices[-5:]:
-        click.echo(f"notice: {notice['message'][:500]}")
-    if history.failures and history.status == "failed":
-        failure = history.failures[0] if len(history.attempts) == 1 else _first_of_last(history)
-        click.echo(f"\nrank {failure['rank']} on {failure['node']} failed: {failure['error'][:2000]}")
-        if failure.get("remedy"):
-            click.echo(failure["remedy"])
-        click.echo(f"more: primus-cli run logs {history.name} --rank {failure['rank']} --attempt {failure['attempt']}")
-
-
-def _first_of_last(history: RunHistory) -> dict[str, Any]:
-    last = history.failures[-1]["attempt"]
-    return next(failure for failure in history.failures if failure["attempt"] == last)
+    print_run(history, facts(history), [f"{entry.step:,} ({entry.state})" for entry in entries])
 
 
 @command.command(help="Draw the loss here, and write the report (or FILE: .html, or the loss curve as .svg).")

@@ -3,51 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import merge
+from itertools import zip_longest
 from operator import itemgetter
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from pydantic_core import from_json
 
 from primus.errors import RunDirectoryError
-from primus.events.jsonl import PATTERN, Record, decode, read_lines, well_formed
+from primus.events.attempt_files import AttemptFiles, Trained, read_attempt
+from primus.events.attempts import Attempt
+from primus.events.goodput import Goodput, Stretch, duration, total
+from primus.events.jsonl import PATTERN, Record
+from primus.events.starts import Telling, tell
 from primus.events.steps import Steps
 
 Status = Literal["running", "complete", "stopped", "failed", "unknown"]
 
-_STEP_LINE = b'{"event":"step_done",'
-_START_LINE = b'{"event":"run_started",'
-_CHUNK = 500
-"""Lines parsed at once; more of them leave the processor's cache."""
 _ALIVE_SECONDS = 120.0
-
-
-@dataclass
-class Attempt:
-    """One launch, in which the processes may have been restarted. Times are Unix seconds of the first and last record,
-    None without any; steps are those it reported, the later superseded included; resumed_from and devices are of the
-    last start; ``reason`` is None while it runs or when it was killed."""
-
-    number: int
-    started: float | None = None
-    last_record: float | None = None
-    resumed_from: int | None = None
-    world_size: int | None = None
-    device: str | None = None
-    first_step: int | None = None
-    last_step: int | None = None
-    reason: str | None = None
-    restarts: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        if self.started is None or self.last_record is None:
-            return 0.0
-        return max(0.0, self.last_record - self.started)
 
 
 @dataclass
@@ -67,6 +44,8 @@ class RunHistory:
     attempts: list[Attempt] = field(default_factory=list)
     garbled: int = 0
     """Lines that were no records."""
+    goodput: Goodput | None = None
+    """Where the time went, first to last record; None when the files were read in part."""
 
     @property
     def name(self) -> str:
@@ -91,6 +70,14 @@ class RunHistory:
         return sum(self.steps.tokens)
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Whose steps the joined ones are, from row `first` on."""
+
+    telling: Telling
+    first: int
+
+
 def read_run(run_directory: Path, *, alive: bool | None = None, tail: int | None = None) -> RunHistory:
     """Read all attempts of a run. Torn and garbled lines are skipped and counted.
 
@@ -102,14 +89,19 @@ def read_run(run_directory: Path, *, alive: bool | None = None, tail: int | None
     directory = Path(run_directory).absolute()
     history = RunHistory(directory)
     newest_change = 0.0
+    owners: list[_Rows] = []
+    told: list[list[Telling]] = []
     try:
         history.plan = _read_plan(directory / "plan.json")
         for number, folder in _attempts(directory):
             files = sorted(folder.glob(PATTERN))
             newest_change = max([newest_change, *(file.stat().st_mtime for file in files)])
-            _join(history, _read_attempt(number, files, tail))
+            told.append(_join(history, number, read_attempt(files, tail), owners))
     except OSError as error:
         raise RunDirectoryError(f"the run cannot be read: {error.strerror}", where=str(error.filename)) from error
+    _conclude(history, told, owners)
+    if tail is not None:
+        history.goodput = None
     if alive is None:
         alive = time.time() - newest_change < _ALIVE_SECONDS
     history.status = _status(history, alive)
@@ -132,123 +124,84 @@ def _attempts(directory: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.name), path) for path in folders if path.name.isascii() and path.name.isdigit())
 
 
-@dataclass
-class _Read:
-    attempt: Attempt
-    steps: Steps = field(default_factory=Steps)
-    others: list[Record] = field(default_factory=list)
-    garbled: int = 0
-
-
-def _read_attempt(number: int, files: Iterable[Path], tail: int | None) -> _Read:
-    read = _Read(Attempt(number))
-    others: list[list[Record]] = []
-    for file in files:
-        for lines in _chunks(read_lines(file, tail=tail)):
-            if lines[0].startswith(_START_LINE):
-                start = decode(lines[0])
-                if start is not None and well_formed(start):
-                    read.steps.cut((start.get("resumed_from") or 0) + 1)
-            step_lines = [line for line in lines if line.startswith(_STEP_LINE)]
-            try:
-                read.steps.extend(from_json(b"[" + b",".join(step_lines) + b"]"))
-            except (ValueError, LookupError, TypeError, OverflowError):  # NaN losses and garbage: one by one
-                _read_carefully(read, step_lines)
-            _read_carefully(read, [line for line in lines if not line.startswith(_STEP_LINE)])
-        others.append(read.others)
-        read.others = []
-    # By time across writers, but never against a writer's own order: clocks jump.
-    read.others = list(merge(*others, key=itemgetter("time")))
-    _describe(read)
-    return read
-
-
-def _chunks(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
-    """Lines in portions; a start of the processes begins a new one."""
-    chunk: list[bytes] = []
-    for line in lines:
-        if len(chunk) == _CHUNK or (chunk and line.startswith(_START_LINE)):
-            yield chunk
-            chunk = []
-        chunk.append(line)
-    if chunk:
-        yield chunk
-
-
-def _read_carefully(read: _Read, lines: Iterable[bytes]) -> None:
-    steps: list[Record] = []
-    for line in lines:
-        record = decode(line)
-        if record is None or not well_formed(record):
-            read.garbled += bool(line.strip())
-        elif record["event"] != "step_done":
-            read.others.append(record)
-        else:
-            steps.append(record)
-    for record in steps:
-        try:
-            read.steps.extend([{"mfu": None, **record}])
-        except (LookupError, TypeError, OverflowError):
-            read.garbled += 1
-
-
-def _describe(read: _Read) -> None:
-    attempt = read.attempt
-    times = [record["time"] for record in read.others]
-    if read.steps:
-        attempt.first_step, attempt.last_step = read.steps.step[0], read.steps.step[-1]
-        times += [read.steps.time[0], read.steps.time[-1]]
-    if times:
-        attempt.started, attempt.last_record = min(times), max(times)
-    starts = [index for index, record in enumerate(read.others) if record["event"] == "run_started"]
-    for record in read.others:
-        record["attempt"] = attempt.number
-    if starts:
-        last = read.others[starts[-1]]
-        attempt.restarts = len(starts) - 1
-        attempt.resumed_from = last.get("resumed_from")
-        attempt.world_size, attempt.device = last["world_size"], last["device"]
-        attempt.notes = [str(note) for note in last.get("notes") or ()]
-    after = read.others[starts[-1] :] if starts else read.others
-    reasons = {record["reason"] for record in after if record["event"] == "run_ended"}
-    if any(record["event"] == "rank_failed" for record in after):
-        reasons.add("failed")
-    attempt.reason = next((reason for reason in ("failed", "stopped", "complete") if reason in reasons), None)
-
-
-def _join(history: RunHistory, read: _Read) -> None:
-    attempt = read.attempt
+def _join(history: RunHistory, number: int, read: AttemptFiles, owners: list[_Rows]) -> list[Telling]:
+    """Take one attempt in, the next by number."""
+    attempt = Attempt(number)
     history.attempts.append(attempt)
     history.garbled += read.garbled
-    kinds = {
-        "notice": history.notices,
-        "rank_failed": history.failures,
-        "eval_done": history.evals,
-        "checkpoint_saved": history.checkpoints,
-    }
-    if attempt.first_step is not None and attempt.world_size is None:  # its start was lost
-        _forget(history, attempt.first_step - 1)
-    for record in read.others:
-        if record["event"] == "run_started":  # what was reported beyond the point it resumes from is history no more
-            _forget(history, record.get("resumed_from") or 0)
-        elif record["event"] in kinds:
-            kinds[record["event"]].append(record)
-    if read.steps:
-        history.steps.cut(read.steps.step[0])
-    history.steps.append(read.steps)
-    history.evals[:] = _latest(history.evals)
-    history.checkpoints[:] = _latest(history.checkpoints)
+    times = [record["time"] for record in read.records]
+    stretches = {}
+    for trained in read.trained:
+        trained.steps.drop(trained.resumed_from)  # what a process of an ended start said late
+        stretches[id(trained.record)] = Stretch.of(trained.steps)
+        if trained.steps:
+            times += trained.steps.time[0], trained.steps.time[-1]
+    if times:
+        attempt.started, attempt.last_record = min(times), max(times)
+    told = tell(read.records, stretches)
+    _join_steps(history, read.trained, {id(telling.run): telling for telling in told}, owners)
+    kinds = {"notice": history.notices, "rank_failed": history.failures}
+    by_step = {"eval_done": history.evals, "checkpoint_saved": history.checkpoints}
+    points = {id(trained.record): trained.resumed_from for trained in read.trained}
+    for record in read.records:
+        kind = record["event"]
+        record["attempt"] = number
+        if id(record) in points:
+            for records in by_step.values():
+                _forget(records, points[id(record)])
+        if kind == "run_started":
+            attempt.notes = [str(note) for note in record.get("notes") or ()]
+        elif kind in kinds:
+            kinds[kind].append(record)
+        elif kind in by_step:
+            _put(by_step[kind], record)
+    return told
 
 
-def _forget(history: RunHistory, point: int) -> None:
-    history.steps.cut(point + 1)
-    for records in (history.evals, history.checkpoints):
-        records[:] = [record for record in records if record["step"] <= point]
+def _join_steps(
+    history: RunHistory, trained: Iterable[Trained], told: Mapping[int, Telling], owners: list[_Rows]
+) -> None:
+    """Later starts replace what earlier ones reported beyond the point they began from."""
+    joined = history.steps
+    for one in trained:
+        joined.cut(one.resumed_from + 1)
+        while owners and owners[-1].first >= len(joined):
+            owners.pop()
+        if one.steps:
+            owners.append(_Rows(told[id(one.record)], len(joined)))
+            joined.append(one.steps)
 
 
-def _latest(records: list[Record]) -> list[Record]:
-    by_step = {record["step"]: record for record in records}
-    return [by_step[step] for step in sorted(by_step)]
+def _forget(records: list[Record], point: int) -> None:
+    while records and records[-1]["step"] > point:
+        records.pop()
+
+
+def _put(records: list[Record], record: Record) -> None:
+    """Keep the records in the order of their steps, and the latest of each step."""
+    index = bisect_left(records, record["step"], key=itemgetter("step"))
+    known = index < len(records) and records[index]["step"] == record["step"]
+    records[index : index + known] = [record]
+
+
+def _conclude(history: RunHistory, told: Sequence[Sequence[Telling]], owners: Sequence[_Rows]) -> None:
+    """Sum up every start, now that it is known which steps count."""
+    seconds = history.steps.seconds
+    for rows, after in zip_longest(owners, owners[1:]):
+        kept = seconds[rows.first : after.first if after else None]
+        rows.telling.kept_steps, rows.telling.kept_seconds = len(kept), total(kept)
+    some = seconds[:: max(1, len(seconds) // 1000)]
+    usual = duration(median(some)) if some else None
+    ended: float | None = None
+    history.goodput = Goodput()
+    for attempt, tellings in zip(history.attempts, told, strict=True):
+        for telling in tellings:
+            telling.conclude(ended, usual, last=telling is tellings[-1])
+            attempt.starts.append(telling.start)
+            ended = telling.start.ended if telling.start.ended is not None else ended
+            history.goodput.add(telling.start.goodput)
+        end = attempt.starts[-1].end if attempt.starts else None
+        attempt.reason = end if end in (None, "complete", "stopped") else "failed"
 
 
 def _status(history: RunHistory, alive: bool) -> Status:

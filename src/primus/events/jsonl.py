@@ -70,6 +70,8 @@ def decode(line: bytes) -> Record | None:
     return record
 
 
+_FOREVER = 1e11
+"""Unix seconds of no record."""
 _CHECKS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str}
 _FIELDS = {
     kind: [
@@ -82,7 +84,8 @@ _FIELDS = {
 def well_formed(record: Record) -> bool:
     """Whether a record of a known kind has its required fields, and all in their types (unknown kinds pass): what a
     reader asks before it trusts a line that anyone could have written."""
-    if not isinstance(record.get("time"), int | float):
+    time = record.get("time")
+    if not isinstance(time, int | float) or not abs(time) < _FOREVER:
         return False
     for name, kind, required in _FIELDS.get(record["event"], ()):
         value = record.get(name)

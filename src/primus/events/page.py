@@ -88,6 +88,17 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return f"<h2>{escape(title)}</h2>{drawn}"
 
 
+def split(title: str, parts: Sequence[tuple[str, float, Sequence[str]]]) -> str:
+    """A heading, a bar cut in parts, and a line for each below it, as HTML. parts: class (its colour), share of the
+    whole, and the cells of its line."""
+    cuts = "".join(f'<span class="{name}" style="flex-grow: {share:.6f}"></span>' for name, share, _ in parts if share)
+    rows = "\n".join(
+        f'<tr><td><i class="{name}"></i></td>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        for name, _, cells in parts
+    )
+    return f'<h2>{escape(title)}</h2><div class="split">{cuts}</div><table class="split">{rows}</table>'
+
+
 def moment(when: float | None) -> str:
     """Unix seconds as local date and time."""
     try:

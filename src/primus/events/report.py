@@ -13,10 +13,10 @@ from typing import Any
 
 from primus.checkpoints import store
 from primus.errors import PrimusError
-from primus.events import units
+from primus.events import attempts, goodput, units
 from primus.events.chart import Chart, Series, finite, smooth, svg
 from primus.events.history import RunHistory, read_run
-from primus.events.page import CHART_STYLE, moment, page, replace_file, table
+from primus.events.page import CHART_STYLE, moment, page, replace_file, split, table
 
 _STANDALONE_STYLE = (
     "svg { --ink: #1d2125; --soft: #667078; --rule: #e2e5e7; --raw: #b9cbe6; --line: #1c5fb8; --points: #c8500b;"
@@ -109,6 +109,9 @@ def facts(history: RunHistory) -> dict[str, str]:
     if steps:
         found["tokens trained on"] = units.count(history.tokens)
     found["duration"] = units.duration(history.seconds)
+    spent = history.goodput
+    if steps and spent is not None and spent.fraction is not None:
+        found["goodput"] = f"{units.percent(spent.fraction)} of {units.duration(spent.total)}"
     if steps:
         every = slice(None, None, max(1, len(steps) // 50_000))  # medians of a sample are as good
         median = statistics.median
@@ -139,15 +142,7 @@ def _sections(history: RunHistory) -> Iterable[str]:
             f'<details><summary class="failed">{escape(title[:500])}</summary>{remedy}'
             f"<pre>{escape(failure['traceback'][-20_000:])}</pre></details>"
         )
-    rows: list[Sequence[str]] = [
-        (
-            str(a.number), moment(a.started), a.reason or "", "" if a.resumed_from is None else f"{a.resumed_from:,}",
-            "" if a.last_step is None else f"{a.first_step:,} to {a.last_step:,}", units.duration(a.seconds),
-            f"{a.world_size} x {a.device}" if a.device else "",
-        )
-        for a in history.attempts
-    ]  # fmt: skip
-    yield table("Attempts", ("attempt", "started", "ended", "resumed from step", "steps", "duration", "devices"), rows)
+    yield from _time(history)
     yield table(
         "Checkpoints", ("step", "saved", "on disk", "size", "time to save", "training paused"), _checkpoints(history)
     )
@@ -174,6 +169,24 @@ def _sections(history: RunHistory) -> Iterable[str]:
         }
         text = yaml.safe_dump(rest, sort_keys=False, allow_unicode=True, width=110)
         yield f"<details><summary>Environment and plan</summary><pre>{escape(text)}</pre></details>"
+
+
+def _time(history: RunHistory) -> Iterable[str]:
+    """The attempts with the starts within them, and where their time went."""
+    starts = attempts.rows(history.attempts, running=history.status == "running")
+    columns = ("start", "began", "nodes", "ranks", "resumed from", "steps", "lost", "duration", "useful", "ended")
+    rows = [
+        (
+            r.number, moment(r.began), r.nodes, r.ranks, r.resumed_from, r.steps, r.lost, r.duration, r.useful,
+            r.ended[:500],
+        )
+        for r in starts
+    ]  # fmt: skip
+    yield table("Attempts", columns, rows)
+    parts = history.goodput
+    if parts is not None and parts.total:
+        lines = [(name, getattr(parts, name) / parts.total, cells) for name, *cells in goodput.lines(parts)]
+        yield split("Where the time went", lines)
 
 
 def _checkpoints(history: RunHistory) -> list[tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from operator import itemgetter, lt
 from typing import Any
@@ -38,11 +38,18 @@ class Steps:
 
     def cut(self, step: int) -> None:
         """Forget `step` and everything after it."""
-        index = bisect_left(self.step, step)
-        if index < len(self.step):
-            for column in self.columns():
-                del column[index:]
-            self.auxiliary = {s: values for s, values in self.auxiliary.items() if s < step}
+        self._delete(slice(bisect_left(self.step, step), None))
+
+    def drop(self, step: int) -> None:
+        """Forget `step` and everything before it."""
+        self._delete(slice(bisect_right(self.step, step)))
+
+    def _delete(self, rows: slice) -> None:
+        if self.auxiliary:
+            for step in self.step[rows]:
+                self.auxiliary.pop(step, None)
+        for column in self.columns():
+            del column[rows]
 
     def extend(self, records: Sequence[Record]) -> None:
         """Add records; of one step the later wins. Raises KeyError, TypeError or OverflowError on malformed ones,

@@ -9,14 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from primus.events.causes import root
 from primus.runtime.supervise import Failure, Outcome
-
-# What a rank says when another one went away: true, but not where the trouble began.
-SECONDARY = re.compile(
-    r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited|NCCL watchdog"
-    r"|ncclRemoteError|socketProgress|DistNetworkError|Timed out waiting|recvValue failed|sendBytes failed"
-    r"|Connection was likely closed"
-)
 
 MARKERS = re.compile(r"\s*[~^]+\s*")
 OURS = re.compile(r'File "[^"]*/primus/runtime/')
@@ -91,12 +85,6 @@ CAUSES = (
         "check the owner and the mount",
     ),
 )
-
-
-def root(failures: Sequence[Failure]) -> Failure:
-    """Where the trouble began: the earliest report that is not only the echo of another rank's end."""
-    ordered = sorted(failures, key=lambda failure: failure["time"])
-    return next((failure for failure in ordered if not SECONDARY.search(failure["error"])), ordered[0])
 
 
 def screen(outcome: Outcome, logs: Path, every_log: str, again: str, width: int = 100) -> str:
