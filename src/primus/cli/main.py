@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from primus.config.secrets import masked
 from primus.errors import PrimusError, UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ VERBS = {
 }
 PLACES = {
     "direct": "Processes on this machine (and, by hand, on others beside it). The default.",
+    "container": "The same, in a container of docker, podman or apptainer.",
     "slurm": "A job of Slurm: queued (sbatch) or in the foreground (srun).",
     "kubernetes": "Pods of a Kubernetes cluster: a Job, JobSet or TrainJob.",
 }
@@ -63,7 +65,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Invocation:
-    """What verbs find in ``ctx.obj``. argv: the whole command line, for running it in another environment."""
+    """What verbs find in ``ctx.obj``. argv: the whole command line, without secrets, for running it again."""
 
     argv: tuple[str, ...]
     places: tuple[Segment, ...] = ()
@@ -167,7 +169,7 @@ def run(argv: Sequence[str]) -> int:
             if not check(places, command):
                 return 0
     result = root.main(
-        [*options, *command], prog_name="primus-cli", standalone_mode=False, obj=Invocation(tuple(argv), places)
+        [*options, *command], prog_name="primus-cli", standalone_mode=False, obj=Invocation(masked(argv), places)
     )
     return result if isinstance(result, int) else 0
 
@@ -232,7 +234,7 @@ def _print_unexpected(error: Exception, debug: bool) -> None:
     """A fault of ours: one short screen; the whole traceback goes to a file that can be sent along."""
     full = traceback.format_exc()
     last = traceback.extract_tb(error.__traceback__)[-1]
-    where = None if debug else _crash_file(f"primus-cli {' '.join(sys.argv[1:])}\n\n{full}")
+    where = None if debug else _crash_file(f"primus-cli {' '.join(masked(sys.argv[1:]))}\n\n{full}")
     if where is None:
         sys.stderr.write(full)
     sys.stderr.write(f"error: {type(error).__name__}: {error}\n  at {last.filename}:{last.lineno} in {last.name}\n")

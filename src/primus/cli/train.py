@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,25 +63,26 @@ FILE = click.Path(path_type=Path)
 def pretrain(invocation: Invocation, /, **given: object) -> int:
     options = Options(**given)  # type: ignore[arg-type]
     places = places_of(invocation.places)
-    place = places.direct
     if options.as_json and not options.dry_run:
         raise UsageError("--json prints a plan", remedy="use it together with --dry-run")
     if places.kubernetes is not None:
-        return _in_cluster(options, places.kubernetes, place, invocation)
+        return _in_cluster(options, places.kubernetes, places.direct, invocation)
     if places.slurm is not None:
         return _on_slurm(options, places, invocation)
     if options.dry_run:
-        return _dry_run(options, place, invocation)
+        return _dry_run(options, places, invocation)
     from primus.runtime.training import train
 
-    return train(_job(options, place, invocation, _prepare(options)))
+    return train(_job(options, places, invocation, _prepare(options)))
 
 
 def _in_cluster(options: Options, place: Kubernetes, direct: Direct, invocation: Invocation) -> int:
     from primus.cli.places.kubernetes_run import inner, show, start
+    from primus.launch.places import Places
 
     resolved = _prepared(options) if options.dry_run else _prepare(options)
-    job = _job(options, inner(place, direct, resolved.experiment.name), invocation, resolved).continued()
+    places = Places(inner(place, direct, resolved.experiment.name))
+    job = _job(options, places, invocation, resolved).continued()
     return show(place, job, as_json=options.as_json) if options.dry_run else start(place, job)
 
 
@@ -88,7 +90,7 @@ def _on_slurm(options: Options, places: Places, invocation: Invocation) -> int:
     from primus.runtime.slurm_submit import rehearse, submit
 
     resolved = _prepared(options) if options.dry_run else _prepare(options)
-    job = _job(options, places.direct, invocation, resolved, places.nnodes)
+    job = _job(options, places, invocation, resolved)
     if not options.dry_run:
         return submit(job, places)
     words, script = rehearse(job.continued(), places)
@@ -96,15 +98,14 @@ def _on_slurm(options: Options, places: Places, invocation: Invocation) -> int:
     return 0
 
 
-def _job(options: Options, place: Direct, invocation: Invocation, resolved: Resolved, nnodes: int = 0) -> Job:
-    """nnodes: of a place around `place`, which says how many nodes there are."""
+def _job(options: Options, places: Places, invocation: Invocation, resolved: Resolved) -> Job:
     from primus.plan.planner import make_plan
     from primus.runtime.job import Job
     from primus.runtime.run_directory import runs_root
 
     directory = runs_root(options.runs_dir) / resolved.experiment.name
-    plan = make_plan(resolved, nnodes=nnodes or place.nnodes, nproc=place.nproc, run_directory=directory)
-    return Job(plan, place, invocation.argv)
+    plan = make_plan(resolved, nnodes=places.nnodes, nproc=places.direct.nproc, run_directory=directory)
+    return Job(plan, places.direct, invocation.argv, places.container)
 
 
 def _prepare(options: Options) -> Resolved:
@@ -146,17 +147,16 @@ def _prepared(options: Options) -> Resolved:
     return resolved
 
 
-def _dry_run(options: Options, place: Direct, invocation: Invocation) -> int:
-    job = _job(options, place, invocation, _prepared(options)).continued()
-    rendered, ready = job.rehearse()
-    words = ["env", *(f"{name}={value}" for name, value in sorted(rendered.env.items())), *rendered.argv]
-    _show(job, words, options)
-    if not ready and not options.as_json:
-        click.echo(f"\nThe {job.plan.environment} environment is not made yet: the first training makes it.")
+def _dry_run(options: Options, places: Places, invocation: Invocation) -> int:
+    job = _job(options, places, invocation, _prepared(options)).continued()
+    rendered, note = job.rehearse()
+    _show(job, rendered.words, options)
+    if note and not options.as_json:
+        click.echo(f"\n{note}")
     return 0
 
 
-def _show(job: Job, words: list[str], options: Options, *, script: str = "") -> None:
+def _show(job: Job, words: Sequence[str], options: Options, *, script: str = "") -> None:
     """The plan, the command and the batch script of a dry run."""
     from primus.plan.render import as_json, render
 

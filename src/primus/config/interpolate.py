@@ -11,16 +11,11 @@ from collections.abc import Mapping
 
 from primus.config.document import Entry, Node
 from primus.config.scalars import Scalar, is_text, resolve
+from primus.config.secrets import is_secret
 from primus.errors import Problem
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?P<body>[^{}]*)\}|\$\{")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIALS?)\Z", re.IGNORECASE)
-
-
-def is_secret(name: str) -> bool:
-    """Whether a variable of this name usually holds a secret, which must not end up in a plan or a report."""
-    return _SECRET.search(name) is not None
 
 
 def interpolate(node: Node, environment: Mapping[str, str], problems: list[Problem]) -> Node:

@@ -21,13 +21,15 @@ DEFAULT_PORT = 29400
 @dataclass(frozen=True)
 class Direct:
     """The flags of ``direct``. nproc: processes on each node; None: as many as the hardware preset has devices, else 1.
-    rdzv: ``HOST:PORT`` of node 0, needed with more than one node. env: set in the ranks, over the experiment's."""
+    rdzv: ``HOST:PORT`` of node 0, needed with more than one node. env: set in the ranks, over the experiment's.
+    inherited: names of more, secrets among them, whose values are in the caller's environment and nowhere else."""
 
     nproc: int | None = None
     nnodes: int = 1
     node_rank: int = 0
     rdzv: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
+    inherited: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.node_rank < self.nnodes:
@@ -44,15 +46,26 @@ class Direct:
 
 @dataclass(frozen=True)
 class Command:
-    """A process to start: its arguments, and the variables it gets on top of the caller's environment."""
+    """A process to start: its arguments, and the variables it gets on top of the caller's environment. secrets: more of
+    those, never shown. attached: it ends when its standard input does. end: what ends it at once where killing the
+    process would not, for it runs elsewhere."""
 
     argv: tuple[str, ...]
     env: dict[str, str]
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    attached: bool = False
+    end: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """With its variables, for a shell."""
+        assignments = [f"{name}={value}" for name, value in sorted(self.env.items())]
+        return ("env", *assignments, *self.argv) if assignments else self.argv
 
     def shell(self) -> str:
         """One line that a POSIX shell understands."""
         assignments = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.env.items())]
-        return " ".join(["env", *assignments, shlex.join(self.argv)])
+        return " ".join([*(["env", *assignments] if assignments else []), shlex.join(self.argv)])
 
 
 def render(

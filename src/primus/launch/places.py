@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from primus.launch.container import Container
 from primus.launch.direct import Direct
 from primus.launch.kubernetes import Kubernetes
 from primus.launch.slurm import Slurm
@@ -14,6 +15,7 @@ class Places:
     """One field a place; None: the command does not run in it. There is always ``direct``, the innermost."""
 
     direct: Direct = field(default_factory=Direct)
+    container: Container | None = None
     slurm: Slurm | None = None
     kubernetes: Kubernetes | None = None
 

@@ -14,6 +14,7 @@ from primus.backends.base import Backend, Extended, NativeConfig, environment_on
 from primus.config import huggingface, model_size
 from primus.config.experiment import Experiment, Workflow
 from primus.config.keys import keys
+from primus.config.secrets import is_secret
 from primus.errors import DataError, EnvironmentFault, PlanError, Problem
 from primus.plan import checks, topology
 from primus.plan.finding import Finding
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 Translation = tuple[NativeConfig, dict[str, str], tuple[Patch, ...]]
 AXES = ("data_shard", "data_replicate", "tensor", "pipeline", "context", "expert")
-SECRET_ENDINGS = {"TOKEN", "PASSWORD", "PASSWD", "CREDENTIALS", "KEY"}
 
 
 def make_plan(
@@ -198,15 +198,9 @@ def _value(experiment: Experiment, key: str) -> object:
 def _secrets(experiment: Experiment) -> Iterator[Finding]:
     """A plan is a file that many can read: what looks like a secret must not get into it."""
     for name in sorted(experiment.env):
-        if secret(name):
+        if is_secret(name):
             yield Finding(
                 f"env.{name}",
                 f"env.{name} looks like a secret; plan.json and reports would show it",
                 f"remove it and export {name} where the processes start",
             )
-
-
-def secret(name: str) -> bool:
-    """Whether the value of a variable called `name` had better not be written down."""
-    words = name.upper().split("_")
-    return words[-1] in SECRET_ENDINGS or "SECRET" in words

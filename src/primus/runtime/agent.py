@@ -7,7 +7,8 @@ Signals it takes:
 - SIGUSR1: have every rank write its stack to its ``rank-N.stack`` file.
 - SIGUSR2: end the ranks now; this counts as a failure that a restart can mend (a hang was found).
 
-It dies with the launcher, and the ranks with it.
+It dies with the launcher, and the ranks with it. In a container, where the launcher is not its parent, it ends when its
+standard input does (``--attached``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,6 +46,7 @@ class Task:
     rdzv: str
     run_id: str
     max_restarts: int
+    attached: bool = False
 
     @property
     def worker(self) -> tuple[str, ...]:
@@ -159,7 +162,15 @@ def parse(arguments: list[str]) -> Task:
     parser.add_argument("--rdzv", default="")
     parser.add_argument("--run-id", required=True)
     parser.add_argument("--max-restarts", type=int, default=0)
+    parser.add_argument("--attached", action="store_true")
     return Task(**vars(parser.parse_args(arguments)))
+
+
+def _end_with_input() -> None:
+    """The other end of standard input is the launcher's: it writes nothing, and closes it by dying."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)  # the ranks go with it
 
 
 def main() -> None:
@@ -167,6 +178,8 @@ def main() -> None:
     control.install()
     die_with_parent()
     task = parse(sys.argv[1:])
+    if task.attached:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     reporter = Reporter(task)
     if task.processes == "torchrun":
         from primus.runtime.elastic import run

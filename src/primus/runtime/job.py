@@ -10,21 +10,27 @@ from pathlib import Path
 from primus.backends import registry
 from primus.checkpoints.store import newest_intact
 from primus.home import invoked_as
+from primus.launch.container import Container
 from primus.launch.direct import Command, Direct, render
 from primus.plan.diff import check_continue
 from primus.plan.plan import Plan
-from primus.runtime.environments import get, import_path, locate
+from primus.runtime.contained import Contained, prepare, rehearse
+from primus.runtime.environments import get, import_path, locate, provide
 from primus.runtime.processes import cores
+from primus.runtime.ranks import check_backend, check_import_path
 from primus.runtime.run_directory import Attempt, RunDirectory
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to run. argv: the words after ``primus-cli``, shown where a person may want to repeat them."""
+    """What is to run. argv: the words after ``primus-cli``, shown where a person may want to repeat them. container:
+    what the agent runs in; contained: the same, once it is ready."""
 
     plan: Plan
     place: Direct
     argv: tuple[str, ...]
+    container: Container | None = None
+    contained: Contained | None = None
 
     @property
     def directory(self) -> RunDirectory:
@@ -46,10 +52,13 @@ class Job:
 
     def command(self, python: str, attempt: Attempt, token: str) -> Command:
         """This node's agent. token: tells apart attempts of the same number, e.g. in a directory that was deleted."""
-        plan = self.plan
+        plan, place = self.plan, self.place
+        if self.container:
+            chosen = {name: value for name, value in self.container.env.items() if value is not None}
+            place = replace(place, env={**chosen, **place.env})
         processes = registry.get(plan.experiment.backend).processes
-        return render(
-            self.place,
+        command = render(
+            place,
             python=python,
             attempt=attempt.directory,
             nproc=1 if processes == "per_node" else plan.topology.nproc_per_node,
@@ -61,9 +70,34 @@ class Job:
             cores=cores(),
             inherited=os.environ,
         )
+        return self.contained.wrap(command, plan, attempt, token, place) if self.contained else command
 
-    def rehearse(self) -> tuple[Command, bool]:
-        """The command that ``train`` would run now, and whether its environment is there. Writes nothing."""
+    def ready(self) -> tuple[Job, str]:
+        """This job with all that it needs on this machine, which is found or made, and the interpreter of its ranks."""
+        if self.container:
+            contained = prepare(self.container, self.plan)
+            return replace(self, contained=contained), contained.python
+        environment, backend = self.plan.environment, self.plan.experiment.backend
+        python = provide(environment)
+        check_backend(backend, python)
+        check_import_path(environment, python, import_path()["PYTHONPATH"])
+        return self, python
+
+    def remove_leftovers(self) -> None:
+        """End what an earlier, killed launcher of this run may have left where killing it does not reach."""
+        if self.contained:
+            self.contained.remove_leftovers(self.directory.path)
+
+    def rehearse(self) -> tuple[Command, str]:
+        """The command that ``train`` would run now, and what it would have to do or find out first, in words. Writes
+        nothing."""
+        if self.container:
+            contained, note = rehearse(self.container, self.plan)
+            job = replace(self, contained=contained)
+            return job.command(contained.python, self.directory.next_attempt(), "TOKEN"), note
         located = locate(self.plan.environment)
         python = located.python if located else str(get(self.plan.environment).directory / "bin" / "python")
-        return self.command(python, self.directory.next_attempt(), "TOKEN"), located is not None
+        note = (
+            "" if located else f"The {self.plan.environment} environment is not made yet: the first training makes it."
+        )
+        return self.command(python, self.directory.next_attempt(), "TOKEN"), note

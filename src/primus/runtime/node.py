@@ -125,7 +125,7 @@ def _share(directory: JobDirectory, start: Start, node: Node, interrupts: Interr
 
     places = directory.places()
     place = replace(places.direct, nnodes=node.count, node_rank=node.rank, rdzv=rdzv)
-    job = Job(start.planned(directory), place, directory.argv())
+    job = Job(start.planned(directory), place, directory.argv(), places.container)
     gang = Gang(start.announce, owner, interrupts)
     code = train(job, gang)
     # an agent that died took its ranks with it, none of which had failed by itself

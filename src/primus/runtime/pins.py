@@ -75,11 +75,13 @@ class Installed:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that is there already. ``path`` is its import path."""
+    """A Python that is there already. ``path`` is its import path. listing: what is in those directories, where they
+    cannot be looked into from here."""
 
     executable: str
     version: tuple[int, int]
     path: tuple[str, ...]
+    listing: tuple[tuple[str, ...], ...] | None = None
 
     def installed(self, package: str) -> Installed | None:
         """The package as it would be imported, if it is there."""
@@ -90,9 +92,9 @@ class Interpreter:
         """By normalized name. Read from the names of metadata directories, which costs a listing each;
         importlib.metadata would parse every file."""
         found: dict[str, Installed] = {}
-        for entry in self.path:
+        for number, entry in enumerate(self.path):
             with suppress(OSError):
-                for name in os.listdir(entry):
+                for name in os.listdir(entry) if self.listing is None else self.listing[number]:
                     if match := _METADATA.fullmatch(name):
                         found.setdefault(normalized(match[1]), Installed(match[2], Path(entry)))
         return found

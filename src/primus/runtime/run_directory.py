@@ -91,14 +91,16 @@ class RunDirectory:
         return [self.attempt(number) for number in numbers]
 
     @contextmanager
-    def claim(self, say: Callable[[str], None]) -> Iterator[RunLock]:
+    def claim(self, say: Callable[[str], None], evict: Callable[[], None] = lambda: None) -> Iterator[RunLock]:
         """Hold the run directory, made if need be: nobody else starts a run in it meanwhile, and nobody is still
-        writing. Raises RunDirectoryError: held by another, or unwritable."""
+        writing. evict: ends what an earlier owner may have left. Raises RunDirectoryError: held by another, or
+        unwritable."""
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = RunLock(self.path)
         try:
             with _writing(self.path):
+                evict()
                 wait_for_workers(self.path, say, lock.beat)
             yield lock
         finally:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from primus.errors import LaunchError, Problem, RunDirectoryError, UsageError
@@ -19,7 +19,6 @@ from primus.home import invoked_as
 from primus.launch import slurm_client
 from primus.launch.places import Places
 from primus.launch.slurm import Inner, Slurm, attached, script
-from primus.plan.planner import secret
 from primus.runtime.environments import import_path
 from primus.runtime.job import Job
 from primus.runtime.jobs import JobDirectory, active
@@ -27,7 +26,7 @@ from primus.runtime.lock import read_owner
 from primus.runtime.run_directory import write_atomically
 from primus.runtime.slurm_again import Excluded, excluded
 from primus.runtime.supervise import Interrupts
-from primus.runtime.training import is_complete, ready, say, tell
+from primus.runtime.training import is_complete, say, tell
 
 CARRIED = ("PRIMUS_PYTHON", "PRIMUS_HOME", "PRIMUS_RUNS", "PRIMUS_INVOKED_AS")
 """Variables that our Python goes by. Others Slurm passes on itself, secrets among them, unless --export says not to."""
@@ -52,7 +51,8 @@ def submit(job: Job, places: Places) -> int:
     place = places.slurm or Slurm()
     _refuse(places)
     slurm_client.require(place.mode)
-    ready(job)  # what is missing is made here: the nodes may have no network
+    with suppress(LaunchError) if job.container else nullcontext():  # an engine may be on the nodes alone
+        job.ready()  # what is missing is made here: the nodes may have no network
     run = job.directory.path
     with _submitting(job):
         job = job.continued()
@@ -179,9 +179,5 @@ def _refuse(places: Places) -> None:
     if (direct.nnodes, direct.node_rank, direct.rdzv) != (1, 0, ""):
         remedy = "leave them out: slurm -N sets the nodes, and they find each other"
         problems.append(Problem("direct", "--nnodes, --node-rank and --rdzv are the job's to set", remedy))
-    for name in direct.env:
-        if secret(name):
-            what = f"--env {name}=... looks like a secret, and the job's files would show it"
-            problems.append(Problem("direct", what, f"export {name} in your shell; Slurm passes your environment on"))
     if problems:
         raise UsageError(problems=problems)

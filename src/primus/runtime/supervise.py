@@ -3,7 +3,6 @@ notices a hang. It imports no engine; what it knows comes from the event files a
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -22,8 +21,9 @@ from primus.events.types import AttemptStarted, RunEnded
 from primus.launch.direct import Command
 from primus.plan.plan import Plan
 from primus.runtime.agent import tail
+from primus.runtime.agent_process import AgentProcess
 from primus.runtime.pins import variables_for
-from primus.runtime.processes import NODE, PARENT, ending, node_name
+from primus.runtime.processes import ending, node_name
 from primus.runtime.run_directory import Attempt
 from primus.runtime.stacks import silent_ranks
 
@@ -117,14 +117,7 @@ class Supervisor:
     def _start(self, command: Command, environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
         try:
             with log.open("ab") as file:
-                return subprocess.Popen(
-                    command.argv,
-                    env={**environment, **command.env, PARENT: str(os.getpid()), NODE: node_name()},
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    start_new_session=True,
-                )
+                return AgentProcess(command, environment, file)
         except OSError as error:
             raise LaunchError(
                 f"the processes cannot be started: {error.strerror}",

@@ -22,12 +22,10 @@ from primus.home import invoked_as
 from primus.launch.direct import Command
 from primus.plan.diff import differences
 from primus.plan.plan import Plan
-from primus.runtime.environments import import_path, provide
 from primus.runtime.failure import screen
 from primus.runtime.job import Job
 from primus.runtime.lock import STALE_SECONDS, Owner, RunLock, await_attempt
 from primus.runtime.moving import settle
-from primus.runtime.ranks import check_backend, check_import_path
 from primus.runtime.run_directory import Attempt
 from primus.runtime.supervise import Interrupts, Outcome, Supervisor, environment
 
@@ -49,7 +47,7 @@ class Gang:
 def train(job: Job, gang: Gang | None = None) -> int:
     """Run `job` on this node to its end, or say that it is complete. Returns the exit code: 0 done, 1 failed,
     128 + n stopped by signal n, also when it came to another node."""
-    python = ready(job)
+    job, python = job.ready()
     if job.place.node_rank:
         return _join(job, python, gang)
     with _claimed(job, gang) as lock:
@@ -64,14 +62,6 @@ def train(job: Job, gang: Gang | None = None) -> int:
         return _supervise(job, attempt, job.command(python, attempt, lock.owner.token), lock, gang)
 
 
-def ready(job: Job) -> str:
-    """The interpreter of the ranks, whose environment is made if need be. Raises EnvironmentFault."""
-    python = provide(job.plan.environment)
-    check_backend(job.plan.experiment.backend, python)
-    check_import_path(job.plan.environment, python, import_path()["PYTHONPATH"])
-    return python
-
-
 @contextmanager
 def _claimed(job: Job, gang: Gang | None) -> Iterator[RunLock]:
     """The run directory's lock. A job that was queued again may find what a dead node left: that is waited out."""
@@ -79,7 +69,7 @@ def _claimed(job: Job, gang: Gang | None) -> Iterator[RunLock]:
     with ExitStack() as stack:
         while True:
             try:
-                lock = stack.enter_context(job.directory.claim(say))
+                lock = stack.enter_context(job.directory.claim(say, job.remove_leftovers))
                 break
             except RunDirectoryError:
                 if time.monotonic() > until or (gang and gang.interrupts.count):

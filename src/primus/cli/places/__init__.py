@@ -12,20 +12,23 @@ from primus.cli.main import Segment
 from primus.errors import UsageError
 from primus.launch.places import Places
 
-DEPTHS = {"direct": 0, "slurm": 3, "kubernetes": 3}
-"""A place may hold those of lesser depth: at most one of each, the outermost first. Kubernetes brings the container
-itself and holds ``direct`` alone."""
+HOLDS = {
+    "direct": (),
+    "container": ("direct",),
+    "slurm": ("container", "direct"),
+    "kubernetes": ("direct",),
+}
+"""What a place may hold. Kubernetes brings the container itself."""
 
 
 def parse(segments: tuple[Segment, ...]) -> Places | None:
     """The flags of all places; None when the help of one was printed instead. Raises UsageError for places that cannot
     be nested, and click's exceptions for wrong flags."""
     names = [segment.place for segment in segments]
-    alone = "kubernetes" not in names or set(names) <= {"kubernetes", "direct"}
-    if not alone or any(DEPTHS[outer] <= DEPTHS[inner] for outer, inner in pairwise(names)):
+    if any(inner not in HOLDS[outer] for outer, inner in pairwise(names)):
+        allowed = ", ".join(f"{outer} > {inner}" for outer, held in HOLDS.items() for inner in held)
         raise UsageError(
-            f"places cannot be nested like this: {' > '.join(names)}",
-            remedy=f"from the outside in: {', '.join(sorted(DEPTHS, key=lambda place: -DEPTHS[place]))}; each once",
+            f"places cannot be nested like this: {' > '.join(names)}", remedy=f"from the outside in: {allowed}"
         )
     parsed: dict[str, object] = {}
     for segment in segments:

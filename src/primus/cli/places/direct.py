@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import click
 
+from primus.config.secrets import is_secret
 from primus.errors import UsageError
 from primus.launch.direct import Direct
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def withheld(name: str, value: str | None) -> str | None:
+    """`value`, or None for a secret: that goes on in the environment, where it is not seen, and in nothing that is
+    rendered or written."""
+    if value is None or not is_secret(name):
+        return value
+    os.environ[name] = value
+    return None
 
 
 @click.command(
@@ -31,10 +42,14 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def command(nproc: int | None, nnodes: int, node_rank: int, rdzv: str, pairs: tuple[str, ...]) -> Direct:
     if rdzv and not re.fullmatch(r"(\S+|\[[0-9a-fA-F:]+\]):\d{1,5}", rdzv):
         raise UsageError(f"--rdzv {rdzv} is not HOST:PORT", remedy="e.g. --rdzv node0:29400")
-    env = {}
+    env, inherited = {}, []
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or not NAME.fullmatch(name):
-            raise UsageError(f"--env {pair} is not NAME=VALUE", remedy="e.g. --env NCCL_DEBUG=INFO")
-        env[name] = value
-    return Direct(nproc, nnodes, node_rank, rdzv, env)
+        if not NAME.fullmatch(name) or not (equals or name in os.environ):
+            raise UsageError(f"--env {name} is not NAME=VALUE", remedy="e.g. --env NCCL_DEBUG=INFO")
+        kept = withheld(name, value if equals else None)
+        if kept is None:
+            inherited.append(name)
+        else:
+            env[name] = kept
+    return Direct(nproc, nnodes, node_rank, rdzv, env, tuple(inherited))

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from primus.cli.places.direct import NAME
-from primus.config.interpolate import is_secret
+from primus.config.secrets import is_secret
 from primus.config.units import seconds
 from primus.errors import Problem, UsageError
 from primus.launch import kubernetes_names as names

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from primus.config.document import Node
-from primus.config.interpolate import is_secret
+from primus.config.secrets import is_secret
 from primus.config.source import Mark
 
 

@@ -1,0 +1,13 @@
+"""The docker engine of the tests that run containers: started once a session, ended with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from docker_engine import Docker, engine
+
+
+@pytest.fixture(scope="session")
+def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
+    yield from engine(tmp_path_factory.mktemp("docker"))
