@@ -28,38 +28,14 @@ def problems(cli: Cli, *flags: str, command: tuple[str, ...] = TRAIN) -> str:
 
 
 def test_everything_wrong_is_said_at_once(cli: Cli, trial: Path) -> None:
-    said = problems(
-        *(cli, "-N", "2", "--kind", "job", "--namespace", "Team_A", "--queue", "q!", "--user", "0"),
-        *(
-            "--volume",
-            "data",
-            "--volume",
-            "Data:/data",
-            "--volume",
-            "a:/dev/shm",
-            "--volume",
-            "a:/x",
-            "--volume",
-            "b:/x/",
-        ),
-        *(
-            "--env",
-            "1X=2",
-            "--env",
-            "HF_TOKEN=abc",
-            "--env",
-            "A=secret:hub",
-            "--env",
-            "PRIMUS_RDZV=a:1",
-            "--cpu",
-            "many",
-            "--memory",
-            "64GB",
-        ),
-        *("--shm-size", "512m", "--resource", "gpu=1", "--resource", "amd.com/gpu=8", "--topology", "rack"),
-        *("--node-selector", "gpu", "--toleration", "gpu:Never", "--service-account", "A", "--grace-period", "10"),
+    flags = (
+        "-N 2 --kind job --namespace Team_A --queue q! --user 0 --volume data --volume Data:/data --volume a:/dev/shm "
+        "--volume a:/x --volume b:/x/ --env 1X=2 --env HF_TOKEN=abc --env A=secret:hub --env PRIMUS_RDZV=a:1 "
+        "--env B=1 --env B=2 --cpu many --memory 64GB --shm-size 512m --resource gpu=1 --resource amd.com/gpu=8 "
+        "--topology rack --node-selector gpu --toleration gpu:Never --service-account A --grace-period 10"
     )
-    assert "23 problems" in said
+    said = problems(cli, *flags.split())
+    assert "24 problems" in said
     for expected in (
         "--image the pods need an image",
         "--kind job is for one node, not 2",
@@ -74,6 +50,7 @@ def test_everything_wrong_is_said_at_once(cli: Cli, trial: Path) -> None:
         "--env HF_TOKEN looks like a secret",
         "--env A=secret:hub is not NAME=secret:SECRET/KEY",
         "--env PRIMUS_RDZV is what the pods find each other by",
+        "--env B is given twice",
         "--cpu many is not a quantity",
         "--memory 64GB is not a quantity > did you mean 64Gi?",
         "--shm-size 512m is a fraction of a byte > did you mean 512Mi?",
@@ -235,6 +212,9 @@ def test_a_pod_that_has_to_go_saves_and_its_successor_goes_on(
     out, err = successor.communicate(timeout=60)
     assert successor.returncode == 0, err
     assert "complete: 40 steps" in out
+    again = cli(*POD, "--volume", f"shared:{trial.parent}", "--", *TRAIN, "train.steps=40")
+    assert again.returncode == 0, again.stderr
+    assert "trial is complete: 40 of 40 steps" in again.stdout
 
 
 def test_outside_of_a_pod_it_says_so(cli: Cli, trial: Path) -> None:

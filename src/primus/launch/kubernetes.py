@@ -118,7 +118,8 @@ def _problems(place: Kubernetes, plan: Plan) -> Iterator[Problem]:
             yield Problem(
                 path,
                 f"{what} is not on a volume of the pods ({mounted})",
-                "keep it on a claim that is mounted here and in the pods at the same path: --volume CLAIM:PATH",
+                "keep it on a claim that is mounted here and in the pods at the same path, --volume CLAIM:PATH; what "
+                "Primus itself made or fetched is in PRIMUS_HOME",
             )
     for name in sorted(place.env.keys() & plan.env.keys()):
         yield Problem(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from primus.errors import LaunchError
 from primus.launch.kubernetes import Kubernetes
 from primus.launch.kubernetes_yaml import manifest
 
+PATIENCE = 15.0
 NOBODY = "is there a cluster? choose one with `kubectl config use-context NAME` or KUBECONFIG"
 REMEDIES = {  # by what kubectl says
     "refused": NOBODY,
@@ -37,19 +40,46 @@ def submit(place: Kubernetes, objects: Sequence[dict[str, Any]]) -> str:
     """
     if shutil.which("kubectl") is None:
         raise LaunchError("there is no kubectl on PATH", remedy="install it, or write the manifests with --output FILE")
-    text = manifest(objects)
-    _kubectl(place, objects, text, "--dry-run=server")
-    return _kubectl(place, objects, text)
+    # Trainer refuses a TrainJob, also in a dry run, whose runtime is not there.
+    referring = [each for each in objects if each["kind"] == "TrainJob"]
+    others = [each for each in objects if each not in referring]
+    submission = _Submission(place, objects)
+    submission.kubectl(others, "--dry-run=server")
+    submission.begun = True
+    said = submission.kubectl(others)
+    for each in referring:
+        said += submission.kubectl([each], patience=PATIENCE)
+    return said
 
 
-def _kubectl(place: Kubernetes, objects: Sequence[dict[str, Any]], text: str, *more: str) -> str:
-    done = subprocess.run(command(*more), input=text, capture_output=True, encoding="utf-8", check=False)
-    if done.returncode == 0:
-        return done.stdout
-    said = done.stderr.strip() or f"kubectl ended with code {done.returncode}"
-    remedy = next((remedy for sign, remedy in REMEDIES.items() if sign in said), "")
-    hints = {"look": f"`{shlex.join(look(place, objects))}`", "delete": shlex.join(delete(place, objects))}
-    raise LaunchError(said, where=shlex.join(command(*more)), remedy=remedy.format(**hints))
+@dataclass
+class _Submission:
+    """Calls kubectl, and knows what to do about what it says. begun: objects may have been made."""
+
+    place: Kubernetes
+    objects: Sequence[dict[str, Any]]
+    begun: bool = False
+
+    def kubectl(self, objects: Sequence[dict[str, Any]], *more: str, patience: float = 0.0) -> str:
+        """Create `objects`; for `patience` seconds again when their runtime, made just before, is not seen yet."""
+        words, until = command(*more), time.monotonic() + patience
+        while True:
+            done = subprocess.run(
+                words, input=manifest(objects), capture_output=True, encoding="utf-8", errors="replace", check=False
+            )
+            if done.returncode == 0:
+                return done.stdout
+            said = done.stderr.strip() or f"kubectl ended with code {done.returncode}"
+            if time.monotonic() > until or "TrainingRuntime" not in said or "not found" not in said:
+                raise LaunchError(said, where=shlex.join(words), remedy=self.against(said))
+            time.sleep(0.5)
+
+    def against(self, said: str) -> str:
+        delete_all = shlex.join(delete(self.place, self.objects))
+        if self.begun:
+            return f"before you try again, remove what may have been made: {delete_all}"
+        remedy = next((remedy for sign, remedy in REMEDIES.items() if sign in said), "")
+        return remedy.format(look=f"`{shlex.join(look(self.place, self.objects))}`", delete=delete_all)
 
 
 def look(place: Kubernetes, objects: Sequence[dict[str, Any]]) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -21,6 +21,7 @@ from primus.launch.kubernetes_pod import JOB_DIRECTORY
 WITHIN = ("/dev", "/proc", "/sys", JOB_DIRECTORY)
 AT = ("/bin", "/etc", "/lib", "/lib64", "/sbin", "/usr")
 """Within and at which a volume would hide what a pod needs."""
+T = TypeVar("T")
 OURS = {"JOB_COMPLETION_INDEX", "PRIMUS_RDZV"}
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]*")
@@ -78,7 +79,7 @@ IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]*")
 @click.option(
     "--group",
     "groups",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=2**31 - 1),
     metavar="GID",
     multiple=True,
     help="Another group of theirs, e.g. the one that owns /dev/kfd on the nodes. May be repeated.",
@@ -119,12 +120,12 @@ class _Flags:
             queue=self._name("queue", lambda text: names.is_subdomain(text) and len(text) <= 63, "team-queue"),
             topology=self._topology(),
             volumes=tuple(self._volumes()),
-            env=dict(self._env()),
-            resources=dict(self._resources()),
+            env=self._once("--env", self._env()),
+            resources=self._once("--resource", self._resources()),
             shm_size=self._quantity("--shm-size", given["shm_size"], memory=True),
             groups=given["groups"],
             service_account=self._name("service_account", names.is_subdomain, "trainer"),
-            node_selector=dict(self._selectors()),
+            node_selector=self._once("--node-selector", self._selectors()),
             tolerations=tuple(self._tolerations()),
             priority_class=self._name("priority_class", names.is_subdomain, "high"),
             grace_period=self._grace(),
@@ -133,6 +134,14 @@ class _Flags:
 
     def _wrong(self, where: str, message: str, remedy: str) -> None:
         self.problems.append(Problem(where, message, remedy))
+
+    def _once(self, flag: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+        found: dict[str, T] = {}
+        for name, value in pairs:
+            if name in found:
+                self._wrong(f"{flag} {name}", "is given twice", "keep one of the two")
+            found[name] = value
+        return found
 
     def _image(self) -> str:
         image: str = self.given["image"]
@@ -260,10 +269,11 @@ class _Flags:
                 remedy = "--user UID[:GID] of somebody who may write the volumes"
                 self._wrong("--user", "you are root, and pods do not run as root", remedy)
             return os.getuid(), os.getgid()
-        if not (match := re.fullmatch(r"([1-9][0-9]{0,9})(?::([1-9][0-9]{0,9}))?", text)):
+        match = re.fullmatch(r"([1-9][0-9]{0,9})(?::([1-9][0-9]{0,9}))?", text)
+        user, group = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 0 < max(user, group) < 2**31:
             self._wrong(f"--user {text}", "is not UID[:GID], numbers above 0", "e.g. --user 1000:1000")
-            return 0, 0
-        return int(match[1]), int(match[2] or match[1])
+        return user, group
 
     def _grace(self) -> int:
         text: str = self.given["grace_period"]

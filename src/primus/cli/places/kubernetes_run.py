@@ -18,6 +18,7 @@ from primus.launch.kubernetes import Kubernetes, check, render
 from primus.launch.kubernetes_yaml import manifest
 from primus.runtime.environments import import_path
 from primus.runtime.job import Job
+from primus.runtime.training import is_complete
 
 
 def inner(place: Kubernetes, direct: Direct, run: str) -> Direct:
@@ -51,9 +52,11 @@ def show(place: Kubernetes, job: Job, *, as_json: bool) -> int:
 
 
 def start(place: Kubernetes, job: Job) -> int:
-    """Write the manifests where ``--output`` says, else submit them."""
+    """Write the manifests where ``--output`` says, else submit them unless the run is seen to be complete."""
     objects = _objects(place, job)
     if place.output is None:
+        if is_complete(job):
+            return 0
         click.echo(kubectl.submit(place, objects), nl=False)
         _hints(place, job, objects)
     elif str(place.output) == "-":
