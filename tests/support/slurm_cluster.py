@@ -28,7 +28,7 @@ SlurmdUser={user}
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={base}/munge.socket,cred_expire=2
+AuthInfo=socket={base}/munge.socket
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -106,15 +106,9 @@ class Cluster:
     def node_state(self, node: str) -> str:
         return self.run("sinfo", "-h", "-N", "-p", "main", "-n", node, "-o", "%T").strip()
 
-    def start_node(self, name: str, *, before: tuple[str, ...] = ()) -> None:
-        """Start a slurmd, under the command `before` if one is given, and wait until Slurm has it."""
-        (self.base / "spool" / name).mkdir(parents=True, exist_ok=True)
-        self._spawn(name, *before, "slurmd", "-D", "-N", name)
-        self.run("scontrol", "update", f"nodename={name}", "state=resume", check=False)
-        wait_for(lambda: self.node_state(name) == "idle", 30, f"{name} being idle")
-
     def kill_node(self, name: str) -> None:
-        """What a power cut does: slurmd and everything it started on the node, at once, with SIGKILL."""
+        """What a power cut does: slurmd and everything it started on the node, at once, with SIGKILL. The next ``tidy``
+        starts the cluster anew."""
         daemon = self.daemons.pop(name)
         victims = [daemon.pid, *self.processes_on(name)]
         for pid in victims:
@@ -138,13 +132,14 @@ class Cluster:
 
     def tidy(self) -> None:
         """No jobs, all nodes idle: what the next test may count on."""
+        if any(daemon.poll() is not None for daemon in self.daemons.values()) or not set(NODES) <= set(self.daemons):
+            _stop(self)
+            _write(self.base)
+            _start(self)
         self.run("scancel", "--me", check=False)
-        self.run("scancel", "--me", "--signal=KILL", "--full", check=False)
         wait_for(lambda: not self.run("squeue", "-h", "-a", "-o", "%i").strip(), 30, "an empty queue")
         for name in NODES:
-            if name not in self.daemons or self.daemons[name].poll() is not None:
-                self.start_node(name)
-            elif self.node_state(name) != "idle":
+            if self.node_state(name) != "idle":
                 self.run("scontrol", "update", f"nodename={name}", "state=resume", check=False)
                 wait_for(lambda name=name: self.node_state(name) == "idle", 30, f"{name} being idle")
 
@@ -165,7 +160,6 @@ class Cluster:
 def running(base: Path) -> Iterator[Cluster]:
     """A cluster below `base`, which is short enough for sockets, until the block ends."""
     need(["slurm-wlm", "slurm-client", "munge"], ["munged", "slurmctld", "slurmd", "sbatch"])
-    base.mkdir(mode=0o755, parents=True, exist_ok=True)
     cluster = Cluster(base)
     _write(base)
     try:
@@ -216,10 +210,12 @@ def _stop(cluster: Cluster) -> None:
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+    cluster.daemons.clear()
     shutil.rmtree(cluster.base, ignore_errors=True)
 
 
 def _write(base: Path) -> None:
+    base.mkdir(mode=0o755, parents=True, exist_ok=True)
     key = base / "munge.key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)

@@ -107,7 +107,7 @@ def decide(facts: Facts) -> Decision:
     own = [code for code in facts.codes.values() if 0 < code < 128 and code != RETRYABLE]
     rules = (
         (first == 0, Decision("done", "complete")),
-        (facts.state == "CANCELLED", Decision("stopped", "cancelled")),
+        (facts.state == "CANCELLED", Decision("stopped", "cancelled, or out of time")),
         (facts.restarted, Decision("left", "preempted" if facts.preempted else "Slurm took its nodes")),
         (bool(facts.lost), Decision("again", "; ".join(f"{node}: {why}" for node, why in facts.lost.items()))),
         (bool(facts.asked), Decision("again", facts.asked)),

@@ -154,15 +154,18 @@ class Batch:
             with suppress(LaunchError):
                 found = slurm_client.job(self.number)  # Slurm may have found out meanwhile
                 restarted = found is not None and found.restarts > self.restarts
+        preempted = found.preempted if found else False
+        # while its processes end, a job's state says no more than that
+        ended = "CANCELLED" if self.signalled and not restarted and not preempted else ""
         return decide(
             Facts(
                 codes=codes,
                 broken=any(ending.broken for ending in endings.values()),
                 asked=self.asked,
                 lost=self.lost,
-                state=found.state if found else "",
+                state=ended or (found.state if found else ""),
                 restarted=restarted,
-                preempted=found.preempted if found else False,
+                preempted=preempted,
                 status=status,
             )
         )
