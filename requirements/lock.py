@@ -18,7 +18,7 @@ from primus.runtime.interpreters import find
 
 HERE = Path(__file__).resolve().parent
 # From the largest to the smallest, each constrained by the one before: a package has one version in all of them.
-ORDER = ("dev", "torch", "launcher")
+ORDER = ("dev", "torchft", "torch", "launcher")
 JAX = ("jax", "jax-rocm", "jax-cuda")
 # Builds that plain Linux wheels of torch drag in; another build has none or others.
 BUILD_SPECIFIC = re.compile(r"^(nvidia-|cuda-|triton$|pytorch-triton|pip$)")

@@ -300,6 +300,15 @@ def test_each_limit_of_a_backend_is_named(plan: Callable[..., Plan]) -> None:
     assert len(lines) == 8
 
 
+@pytest.mark.parametrize("backend", ["megatron", "maxtext"])
+def test_replica_groups_are_torchtitans(plan: Callable[..., Plan], backend: str) -> None:
+    torchft = ("resilience.fault_tolerance=torchft", "parallel.data_replicate=2")
+    lines = refused(plan, f"backend={backend}", *torchft, nproc=2)
+    assert any(f"{backend} has no 'torchft' (it has restart)" in line for line in lines), lines
+    assert plan(*torchft, nproc=2).environment == "torchft"
+    assert plan(nproc=2).environment == "torch"
+
+
 @pytest.mark.usefixtures("narrow")
 def test_an_axis_that_auto_would_use_counts_as_used(plan: Callable[..., Plan]) -> None:
     lines = refused(plan, "backend=narrow", model="tiny_qwen3", hardware="H100", precision="bf16", nproc=2)

@@ -198,3 +198,18 @@ def test_multiples_surround(value: int, unit: int) -> None:
     found = nearest_multiples(value, unit)
     assert all(multiple % unit == 0 and abs(multiple - value) <= unit for multiple in found)
     assert max(found) > value
+
+
+def test_replica_groups_are_the_data_replicate_axis() -> None:
+    value = experiment({"data_replicate": 2})
+    torchft = value.model_copy(
+        update={"resilience": value.resilience.model_copy(update={"fault_tolerance": "torchft"})}
+    )
+    found, findings = resolve(torchft, nproc=4)
+    assert findings == []
+    assert (found.replica_groups, found.group_size) == (2, 2)
+    assert resolve(value, nproc=4)[0].group_size == 4
+    assert "on one node, and there are 2" in only(resolve(torchft, nnodes=2, nproc=2)[1]).message
+    one = torchft.model_copy(update={"parallel": value.parallel.model_copy(update={"data_replicate": 1})})
+    finding = only(resolve(one, nproc=4)[1])
+    assert (finding.key, finding.remedy[:24]) == ("resilience.fault_tolerance", "parallel.data_replicate:")

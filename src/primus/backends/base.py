@@ -34,6 +34,8 @@ class Capabilities:
     """Device kind (cpu, cuda, rocm) -> precisions."""
     anomaly: frozenset[str] = frozenset()
     """What it can do of ``resilience.anomaly`` beside ``stop``. With any of it, it finds spikes as well."""
+    fault_tolerance: dict[str, str] = field(default_factory=dict)
+    """What it can do of ``resilience.fault_tolerance`` beside ``restart`` -> the environment that has what it takes."""
     unsupported: dict[str, str] = field(default_factory=dict)
     """Dotted portable key, or ``key=value`` -> why it cannot be honoured."""
 
@@ -89,12 +91,20 @@ class Session:
     rank: int
     local_rank: int
     world_size: int
+    """Ranks, of which ``rank`` is one: those of this process's replica group, where there are several."""
     run_directory: Path
     attempt_directory: Path
     attempt: int
     emit: Callable[[Event], None]
     stop_requested: Callable[[], bool]
     """This process was asked to stop. Not collective: a backend agrees on it across ranks at a step boundary."""
+    group: int = 0
+    """The replica group."""
+
+    @property
+    def number(self) -> int:
+        """Of this rank in the whole run, all groups counted."""
+        return self.group * self.world_size + self.rank
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ class RunCheckpoints(ABC):
         """Step of the newest checkpoint that is complete or being written."""
         self.complete_step: int | None = None
         """Step of the newest checkpoint that is complete."""
+        self.saves = True
+        """False: another replica group saves for all."""
         self._settings = plan.experiment.checkpoint
         self._architecture = plan.experiment.model.model_dump(mode="json")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -93,7 +95,7 @@ class RunCheckpoints(ABC):
 
     def due(self, step: int) -> bool:
         interval = self._settings.interval
-        return interval is not None and step % interval == 0
+        return self.saves and interval is not None and step % interval == 0
 
     def save_step(self, step: int, consumed_samples: int, *, wait: bool) -> None:
         """Save the state after `step` steps. wait: return when the checkpoint is complete, and raise CheckpointError if

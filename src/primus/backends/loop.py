@@ -141,9 +141,12 @@ class Loop:
                 if not stopped and (self.step == steps or self.step % self.plan.experiment.eval.interval == 0):
                     self._validate()
         checkpoints.finish()
-        if checkpoints.saved_step != self.step:
-            checkpoints.save_step(self.step, self.consumed, wait=True)
+        self._save_last()
         return Result("stopped" if self.step < steps else "complete", self.step)
+
+    def _save_last(self) -> None:
+        if self.engine.checkpoints.saved_step != self.step:
+            self.engine.checkpoints.save_step(self.step, self.consumed, wait=True)
 
     def _announce(self, resumed_from: int | None, *notes: str) -> None:
         plan, session = self.plan, self.session

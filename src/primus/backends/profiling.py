@@ -26,7 +26,7 @@ class Profiling:
 
     def __init__(self, plan: Plan, session: Session, tracer: Tracer) -> None:
         settings = plan.experiment.profile
-        chosen = settings is not None and session.rank in settings.ranks
+        chosen = settings is not None and session.number in settings.ranks
         self._steps = settings.steps if settings is not None and chosen else None
         self._session, self._tracer = session, tracer
         self._traces = False
@@ -40,7 +40,7 @@ class Profiling:
         if not self._traces or self._steps is None or step != self._steps[1]:
             return
         self._traces = False
-        (first, last), rank = self._steps, self._session.rank
+        (first, last), rank = self._steps, self._session.number
         self._steps = None
         path = self._session.attempt_directory / "profile" / f"rank-{rank}-steps-{first}-{last}.json.gz"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -329,6 +329,12 @@ class Monitor(Section):
 class Resilience(Section):
     """What happens when a process fails or hangs."""
 
+    fault_tolerance: Literal["restart", "torchft"] = Field(
+        default="restart",
+        description="What a failed process costs the others. `restart`: all start again, from the newest checkpoint. "
+        "`torchft`: the groups along `parallel.data_replicate` are apart; when one fails, the others make its share of "
+        "each step until it is back, and hand it their weights.",
+    )
     max_restarts: NonNegativeInt = Field(
         default=0, description="Times the processes are started again after a failure that a restart can mend."
     )

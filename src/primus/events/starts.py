@@ -33,6 +33,12 @@ class Telling:
     saves: list[Pause] = field(default_factory=list)
     failures: list[Record] = field(default_factory=list)
     reasons: set[str] = field(default_factory=set)
+    ended: float = 0.0
+    """When ranks last said why the run ends, 0 when none did."""
+
+    def _outlived(self) -> bool:
+        """Whether the run came to its own end after the failures: they were those of replica groups."""
+        return "failed" not in self.reasons and self.ended > max(record["time"] for record in self.failures)
 
     def conclude(self, previous: float | None, usual: float | None, *, last: bool) -> None:
         """Sum up, when all is known. previous: when the start before it ended; usual: seconds of a step of the run;
@@ -41,7 +47,7 @@ class Telling:
         start.nodes = [self.nodes[rank] for rank in sorted(self.nodes)]
         if start.ranks is None and self.ranks:
             start.ranks = sum(last - first + 1 for first, last in self.ranks.values())
-        if self.failures:
+        if self.failures and not self._outlived():
             first = root(self.failures)
             start.end = first.get("cause") or "error"
             start.failure = f"rank {first['rank']} on {first['node']}: {first['error']}"
@@ -150,6 +156,7 @@ def _take_end(telling: Telling, record: Record) -> None:
         telling.failures.append(record)
     elif record["event"] == "run_ended":
         telling.reasons.add(record["reason"])
+        telling.ended = max(telling.ended, record["time"])
 
 
 def _add_far(starts: list[Telling], records: Iterable[Record]) -> None:

@@ -76,6 +76,7 @@ def render(
     nproc: int,
     processes: Literal["torchrun", "plain"],
     max_restarts: int,
+    replica_groups: int,
     run_id: str,
     env: Mapping[str, str],
     import_path: str,
@@ -91,6 +92,8 @@ def render(
     """
     argv = [python, "-P", "-m", "primus.runtime.agent", str(attempt)]
     argv += ["--processes", processes, "--nproc", str(nproc), "--max-restarts", str(max_restarts), "--run-id", run_id]
+    if replica_groups > 1:
+        argv += ["--replica-groups", str(replica_groups)]
     if place.nnodes > 1:
         argv += ["--nnodes", str(place.nnodes), "--node-rank", str(place.node_rank), "--rdzv", place.rdzv]
     variables = {**env, **place.env}

@@ -29,10 +29,16 @@ class Topology(Frozen):
     expert: int
     micro_batch_size: int
     microbatches: int = Field(description="Forward passes a rank makes per optimizer step (gradient accumulation).")
+    replica_groups: int = Field(1, description="Groups of ranks along data_replicate that may fail one by one.")
 
     @property
     def world_size(self) -> int:
         return self.nnodes * self.nproc_per_node
+
+    @property
+    def group_size(self) -> int:
+        """Ranks that fail together."""
+        return self.world_size // self.replica_groups
 
     @property
     def data_parallel(self) -> int:

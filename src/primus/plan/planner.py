@@ -78,7 +78,7 @@ def make_plan(
         topology=arranged,
         data=data,
         run_directory=os.path.abspath(run_directory),
-        environment=environment_on(backend, experiment.hardware.device),
+        environment=_environment(experiment, backend),
         engine=dict(sorted(backend.native_schema().engine.items())),
         native=native,
         env=dict(sorted({**backend_env, **experiment.env}.items())),
@@ -113,6 +113,11 @@ class _Planned:
     @staticmethod
     def problem(key: str, message: str, remedy: str = "") -> Problem:
         return Problem(key, message, remedy)
+
+
+def _environment(experiment: Experiment, backend: Backend) -> str:
+    special = backend.capabilities().fault_tolerance.get(experiment.resilience.fault_tolerance)
+    return special or environment_on(backend, experiment.hardware.device)
 
 
 def _plan_data(experiment: Experiment) -> PlannedData:
@@ -165,6 +170,13 @@ def beyond(experiment: Experiment, arranged: Topology | None, backend: Backend, 
     if experiment.resilience.spike_factor is not None and not can.anomaly:
         yield Finding(
             "resilience.spike_factor", f"{name} does not look for spikes", "leave resilience.spike_factor out"
+        )
+    tolerance = experiment.resilience.fault_tolerance
+    if tolerance not in {"restart", *can.fault_tolerance}:
+        yield Finding(
+            "resilience.fault_tolerance",
+            f"resilience.fault_tolerance: {name} has no '{tolerance}'",
+            _offer({"restart", *can.fault_tolerance}),
         )
     for rule, reason in sorted(can.unsupported.items()):
         key, _, value = rule.partition("=")

@@ -49,8 +49,12 @@ def resolve(experiment: Experiment, *, nnodes: int, nproc: int | None) -> tuple[
         expert=parallel.expert,
         micro_batch_size=train.micro_batch_size,
         microbatches=max(1, train.global_batch_size // unit),
+        replica_groups=parallel.data_replicate if experiment.resilience.fault_tolerance == "torchft" else 1,
     )
-    return topology, [*findings, *_batch(train.global_batch_size, topology), *_expert(topology)]
+    findings += [*_batch(train.global_batch_size, topology), *_expert(topology)]
+    if experiment.resilience.fault_tolerance == "torchft":
+        findings += _replica_groups(topology)
+    return topology, findings
 
 
 def _sizes(parallel: Parallel) -> dict[str, int]:
@@ -102,6 +106,22 @@ def _batch(global_batch: int, topology: Topology) -> Iterator[Finding]:
         "(data-parallel ranks x micro batch)",
         remedy,
     )
+
+
+def _replica_groups(topology: Topology) -> Iterator[Finding]:
+    if topology.replica_groups == 1:
+        yield Finding(
+            "resilience.fault_tolerance",
+            "resilience.fault_tolerance: torchft, but parallel.data_replicate: 1 makes one group, without others that "
+            "could go on",
+            "parallel.data_replicate: 2 or more, or resilience.fault_tolerance: restart",
+        )
+    elif topology.nnodes > 1:
+        yield Finding(
+            "resilience.fault_tolerance",
+            f"resilience.fault_tolerance: torchft is for groups on one node, and there are {topology.nnodes}",
+            "one node, or resilience.fault_tolerance: restart",
+        )
 
 
 def _expert(topology: Topology) -> Iterator[Finding]:

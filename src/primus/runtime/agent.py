@@ -47,6 +47,20 @@ class Task:
     run_id: str
     max_restarts: int
     attached: bool = False
+    replica_groups: int = 1
+    """Groups of ranks on this node. With several, this agent starts another one for each of them."""
+    replica_group: int | None = None
+    """The one that this agent is for."""
+
+    @property
+    def writer(self) -> str:
+        """Of this agent's events."""
+        group = "" if self.replica_group is None else f"-group{self.replica_group}"
+        return f"node{self.node_rank}{group}"
+
+    def number(self, rank: int) -> int:
+        """Of a rank in the whole run, of which `rank` counts those of its group."""
+        return rank + (self.replica_group or 0) * self.nproc * self.nnodes
 
     @property
     def worker(self) -> tuple[str, ...]:
@@ -89,7 +103,7 @@ class Reporter:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.bus = Bus(task.attempt, f"node{task.node_rank}")
+        self.bus = Bus(task.attempt, task.writer)
         self.memory_kills = memory_kills()
         self.restart = -1
 
@@ -100,8 +114,8 @@ class Reporter:
             RanksStarted(
                 node=node_name(),
                 node_rank=self.task.node_rank,
-                first_rank=first_rank,
-                last_rank=first_rank + self.task.nproc - 1,
+                first_rank=self.task.number(first_rank),
+                last_rank=self.task.number(first_rank + self.task.nproc - 1),
                 restart=self.restart,
             )
         )
@@ -110,7 +124,7 @@ class Reporter:
         """Report what the ranks did not; True when starting again would not help. codes: rank -> exit status."""
         for rank, code in codes.items():
             if code not in (RETRYABLE, FINAL) and not (control.stopping and code == -signal.SIGTERM):
-                self.bus.emit(self._death(rank, code, control.hung))
+                self.bus.emit(self._death(self.task.number(rank), code, control.hung))
         control.hung = False
         return FINAL in codes.values() or control.stopping
 
@@ -163,6 +177,8 @@ def parse(arguments: list[str]) -> Task:
     parser.add_argument("--run-id", required=True)
     parser.add_argument("--max-restarts", type=int, default=0)
     parser.add_argument("--attached", action="store_true")
+    parser.add_argument("--replica-groups", type=int, default=1)
+    parser.add_argument("--replica-group", type=int)
     return Task(**vars(parser.parse_args(arguments)))
 
 
@@ -181,7 +197,9 @@ def main() -> None:
     if task.attached:
         threading.Thread(target=_end_with_input, daemon=True).start()
     reporter = Reporter(task)
-    if task.processes == "torchrun":
+    if task.replica_groups > 1 and task.replica_group is None:
+        from primus.runtime.replicas import run
+    elif task.processes == "torchrun":
         from primus.runtime.elastic import run
     else:
         from primus.runtime.plain import run

@@ -24,13 +24,14 @@ RENDEZVOUS_SECONDS = 600
 class WorkerLogs(LogsSpecs):
     """The ranks open their own logs (``runtime.worker``), to append over restarts; here nothing is redirected."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, task: Task) -> None:
         super().__init__(str(directory))
-        self.directory = directory
+        self.directory, self.task = directory, task
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         nowhere = dict.fromkeys(envs, "")
-        errors = {local: str(self.directory / f"rank-{env['RANK']}.error.json") for local, env in envs.items()}
+        numbers = {local: self.task.number(int(env["RANK"])) for local, env in envs.items()}
+        errors = {local: str(self.directory / f"rank-{number}.error.json") for local, number in numbers.items()}
         return LogsDest(dict(nowhere), dict(nowhere), dict(nowhere), dict(nowhere), errors)
 
     @property
@@ -104,7 +105,7 @@ def run(task: Task, control: Control, reporter: Reporter) -> int:
         monitor_interval=MONITOR_SECONDS,
         local_addr=parameters.local_addr,
     )
-    agent = Agent(spec, WorkerLogs(task.attempt / "logs"), control, reporter)
+    agent = Agent(spec, WorkerLogs(task.attempt / "logs", task), control, reporter)
     try:
         result = agent.run()
     finally:

@@ -89,6 +89,7 @@ ENVIRONMENTS = {
     for environment in (
         Environment("launcher", "command line and plans", (3, 11)),
         Environment("torch", "training on PyTorch; data", (3, 11), engine="torch"),
+        Environment("torchft", "PyTorch whose groups may fail", (3, 11), engine="torch", extends="torch"),
         Environment("jax", "training on JAX", (3, 12), engine="jax"),
         Environment("jax-rocm", "JAX on AMD GPUs (ROCm 7)", (3, 12), engine="jax", extends="jax"),
         Environment("jax-cuda", "JAX on NVIDIA GPUs (CUDA 13)", (3, 12), engine="jax", extends="jax"),

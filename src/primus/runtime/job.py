@@ -64,6 +64,7 @@ class Job:
             nproc=1 if processes == "per_node" else plan.topology.nproc_per_node,
             processes="torchrun" if processes == "torchrun" else "plain",
             max_restarts=plan.experiment.resilience.max_restarts,
+            replica_groups=plan.topology.replica_groups,
             run_id=f"{plan.experiment.name}-{attempt.number}-{token}",
             env=plan.env,
             import_path=import_path()["PYTHONPATH"],

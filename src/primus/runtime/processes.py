@@ -20,6 +20,9 @@ PARENT = "PRIMUS_PARENT"
 NODE = "PRIMUS_NODE"
 """Name of the node, from its launcher to what it starts: inside a container a host name says nothing."""
 
+GROUP = "PRIMUS_REPLICA_GROUP"
+"""Number of a rank's replica group, in its environment."""
+
 PR_SET_PDEATHSIG = 1
 
 

@@ -204,6 +204,8 @@ class Supervisor:
     def _conclude(self, code: int, log: Path, interrupts: Interrupts) -> None:
         outcome = self.outcome
         outcome.signal = interrupts.first
+        if self.plan.topology.replica_groups > 1 and code == 0:
+            outcome.failures.clear()  # of groups without which the others have gone on
         if self.ended == "complete" and not outcome.failures:
             outcome.reason = "complete"
         elif interrupts.count and (code == 0 or interrupts.count > 1 or not outcome.failures):

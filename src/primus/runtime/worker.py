@@ -24,7 +24,7 @@ from primus.events.types import Event, RankFailed, RunEnded, StepDone
 from primus.plan.plan import Plan
 from primus.runtime.lock import hold_as_worker
 from primus.runtime.pins import this_interpreter
-from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent, node_name
+from primus.runtime.processes import FINAL, GROUP, RETRYABLE, die_with_parent, node_name
 from primus.runtime.ranks import engine_mismatches
 
 
@@ -33,10 +33,18 @@ class Identity:
     rank: int
     local_rank: int
     world_size: int
+    group: int = 0
+    """The replica group whose ranks these numbers count."""
+
+    @property
+    def number(self) -> int:
+        """Of this rank in the whole run."""
+        return self.group * self.world_size + self.rank
 
     @classmethod
     def from_environment(cls) -> Identity:
-        return cls(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+        rank, local, world = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+        return cls(rank, local, world, int(os.environ.get(GROUP, "0")))
 
 
 class StopFlag:
@@ -59,8 +67,8 @@ def main() -> None:
     die_with_parent()
     identity = Identity.from_environment()
     attempt = Path(sys.argv[1])
-    redirect_output(attempt / "logs" / f"rank-{identity.rank}.log")
-    stack = attempt / "logs" / f"rank-{identity.rank}.stack"
+    redirect_output(attempt / "logs" / f"rank-{identity.number}.log")
+    stack = attempt / "logs" / f"rank-{identity.number}.stack"
     stacks = stack.open("w", encoding="utf-8")  # written only when asked, if this rank seems to hang
     faulthandler.enable(sys.stderr)
     faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
@@ -89,7 +97,8 @@ def work(attempt: Path, identity: Identity, stop: StopFlag) -> int:
     """Run the attempt's plan in this process. Returns the exit code; a failure has become an event by then."""
     plan = Plan.load(attempt / "plan.json")
     held = hold_as_worker(Path(plan.run_directory))
-    writer = f"rank{identity.rank}"
+    # the first ranks of all groups write one story: whichever speaks for the run goes on where another has stopped
+    writer = f"rank{identity.number if identity.rank else 0}"
     try:
         sinks = sinks_of(plan, attempt) if identity.rank == 0 else []
     except PrimusError as error:
@@ -133,6 +142,7 @@ def run(plan: Plan, attempt: Path, identity: Identity, stop: StopFlag, emitter: 
         rank=identity.rank,
         local_rank=identity.local_rank,
         world_size=identity.world_size,
+        group=identity.group,
         run_directory=Path(plan.run_directory),
         attempt_directory=attempt,
         attempt=int(attempt.name),
@@ -140,7 +150,8 @@ def run(plan: Plan, attempt: Path, identity: Identity, stop: StopFlag, emitter: 
         stop_requested=stop,
     )
     result = registry.get(plan.experiment.backend).run(plan, session)
-    check(result, plan, asked=stop.requested or session.world_size > 1)  # another rank may have been asked
+    shared = session.world_size > 1 or plan.topology.replica_groups > 1  # another rank may have been asked
+    check(result, plan, asked=stop.requested or shared)
     if identity.rank == 0:
         emitter(RunEnded(reason=result.reason, step=result.step))
 
@@ -172,7 +183,7 @@ def report(error: BaseException, identity: Identity, step: int | None, bus: Bus)
     again = retryable(error)
     bus.emit(
         RankFailed(
-            rank=identity.rank,
+            rank=identity.number,
             node=node_name(),
             error=describe(error),
             traceback=text,

@@ -245,3 +245,13 @@ def test_a_plan_carries_patches_and_variables() -> None:
     _, env, listed = TorchTitanBackend().plan(experiment(hardware=GPU | {"device": "cuda"}), topology(), DATA)
     assert listed == patches.for_device("cuda")
     assert "PYTORCH_ALLOC_CONF" in env
+
+
+def test_replica_groups_have_no_axis_of_the_engine() -> None:
+    groups = {"data_replicate": 2, "replica_groups": 2}
+    native = plan(groups)
+    assert native["parallelism"]["data_parallel_replicate_degree"] == 1
+    assert set(refused({**groups, "pipeline": 2})) == {"parallel.pipeline"}
+    assert set(refused(groups, resilience__anomaly="rollback")) == {"resilience.anomaly"}
+    assert set(refused(groups, resilience__spike_factor=2.0)) == {"resilience.spike_factor"}
+    assert set(refused(groups, model=DEEPSEEK_V3, moe__balance="bias")) == {"moe.balance"}

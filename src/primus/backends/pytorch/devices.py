@@ -27,11 +27,9 @@ def check_devices(plan: Plan, session: Session) -> None:
         raise EnvironmentFault(
             f"the plan is for {hardware.device}, but this torch is built for {kind}", where=node, remedy=remedy
         )
-    count, needed = torch.cuda.device_count(), plan.topology.nproc_per_node
+    count, needed = torch.cuda.device_count(), min(plan.topology.nproc_per_node, plan.topology.group_size)
     if count < needed and count != 1:  # a launcher may show each process its own device only
-        raise EnvironmentFault(
-            f"the plan needs {needed} devices on a node, torch sees {count}", where=node, remedy=remedy
-        )
+        raise EnvironmentFault(f"the plan needs {needed} devices here, torch sees {count}", where=node, remedy=remedy)
     name = torch.cuda.get_device_name(session.local_rank if count > 1 else 0)
     if session.local_rank == 0 and hardware.name.lower() not in name.lower():
         session.emit(

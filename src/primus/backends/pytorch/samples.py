@@ -19,14 +19,29 @@ class TrainingSamples:
     def __init__(self, reader: SampleReader, batch: int, micro: int, *, dp_rank: int, dp_size: int) -> None:
         self.reader = reader
         self.dp_rank = dp_rank
-        self._share = batch // dp_size
-        self._first = dp_rank * self._share
-        self._micro = micro
+        self._batch, self._dp_size, self._micro = batch, dp_size, micro
+        self.take(0, 1)
+
+    def take(self, part: int, parts: int) -> None:
+        """From now on, make part `part` of `parts` of each global batch with these ranks."""
+        self._first, self._share = share(
+            self._batch, self._micro, dp_rank=self.dp_rank, dp_size=self._dp_size, part=part, parts=parts
+        )
 
     def step(self, consumed: int) -> Iterator[Microbatch]:
         """This rank's microbatches of the global batch after `consumed` samples."""
         for offset in range(0, self._share, self._micro):
             yield microbatch(self.reader, consumed + self._first + offset, self._micro)
+
+
+def share(batch: int, micro: int, *, dp_rank: int, dp_size: int, part: int, parts: int) -> tuple[int, int]:
+    """First position in a global batch, and number of samples, of a data-parallel rank, one of `dp_size` that make part
+    `part` of `parts` of it. Parts are as equal as whole rounds of microbatches allow; with equal ones, this is the cut
+    among ``parts * dp_size`` ranks."""
+    rounds = batch // (micro * dp_size)
+    first, last = part * rounds // parts, (part + 1) * rounds // parts
+    size = (last - first) * micro
+    return first * micro * dp_size + dp_rank * size, size
 
 
 class ValidationSamples:
@@ -39,10 +54,15 @@ class ValidationSamples:
         self.reader = reader
         self.batches = min(plan.experiment.eval.steps, -(-reader.length // train.global_batch_size))
         self._length = reader.length
-        self._batch = train.global_batch_size
-        self._share = train.global_batch_size // topology.data_parallel
-        self._first = dp_rank * self._share
-        self._micro = micro
+        self._batch, self._micro = train.global_batch_size, micro
+        self._dp_rank, self._dp_size = dp_rank, topology.data_parallel // topology.replica_groups
+        self.take(0, 1)
+
+    def take(self, part: int, parts: int) -> None:
+        """From now on, go through part `part` of `parts` of each global batch with these ranks."""
+        self._first, self._share = share(
+            self._batch, self._micro, dp_rank=self._dp_rank, dp_size=self._dp_size, part=part, parts=parts
+        )
 
     @classmethod
     def open(cls, plan: Plan, dp_rank: int, micro: int) -> ValidationSamples | None:

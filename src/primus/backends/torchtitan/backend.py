@@ -42,6 +42,7 @@ class TorchTitanBackend:
                 "rocm": frozenset({"fp32", "bf16", "fp8"}),
             },
             anomaly=frozenset({"skip_step", "rollback"}),
+            fault_tolerance={"torchft": "torchft"},
             unsupported={"moe.balance=aux_loss": "TorchTitan has no auxiliary balance loss; use bias or none"},
         )
 

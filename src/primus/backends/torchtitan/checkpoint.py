@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torchtitan.components.checkpointer.base import BaseCheckpointManager, ModelWrapper
 
 from primus.backends.base import Session
@@ -45,6 +46,18 @@ class Checkpoints(TorchCheckpoints, BaseCheckpointManager):
         self._optimizers.load_state_dict(state)
         self._optimizers.set_updates(step)
 
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """This rank's part of all that is saved. Of fused parameters, copies."""
+        return {name: _local(value) for name, value in self._state().items()}
+
+    @torch.no_grad()
+    def put(self, given: dict[str, torch.Tensor], step: int) -> None:
+        """Take over the ``own_state`` after `step` steps of another process at this one's place."""
+        state = self._state()
+        for name, value in state.items():
+            _local(value).copy_(given[name])
+        self._restore(state, step)
+
     def _load(self, step: int = -1) -> bool:
         return self.resume() is not None
 
@@ -59,3 +72,7 @@ class Checkpoints(TorchCheckpoints, BaseCheckpointManager):
 
     def _close(self) -> None:
         self.shut_down()
+
+
+def _local(value: torch.Tensor) -> torch.Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value

@@ -25,7 +25,7 @@ def clip_gradients(
     by_copies: dict[int, list[torch.Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            local, pieces = _local(parameter)
+            local, pieces = own_gradient(parameter)
             by_copies.setdefault(stage_ranks // pieces, []).append(local)
     total = torch.zeros((), dtype=torch.float64, device=device)
     for copies, gradients in by_copies.items():
@@ -40,7 +40,7 @@ def clip_gradients(
     return norm
 
 
-def _local(parameter: torch.nn.Parameter) -> tuple[torch.Tensor, int]:
+def own_gradient(parameter: torch.nn.Parameter) -> tuple[torch.Tensor, int]:
     """This rank's part of a gradient, and in how many parts the whole is."""
     gradient = parameter.grad
     assert gradient is not None

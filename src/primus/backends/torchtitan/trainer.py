@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -19,11 +19,14 @@ from primus.backends.base import Session
 from primus.backends.pytorch.meter import plain
 from primus.backends.pytorch.samples import Microbatch
 from primus.backends.torchtitan.checkpoint import Checkpoints
-from primus.backends.torchtitan.clipping import clip_gradients
+from primus.backends.torchtitan.clipping import clip_gradients, own_gradient
 from primus.backends.torchtitan.loader import SampleLoader
 from primus.backends.torchtitan.optimizer import Optimizers
 from primus.backends.torchtitan.start import load_huggingface, random_start
 from primus.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from primus.backends.torchtitan.replicas import Replicas
 
 
 class PrimusTrainer(Trainer):
@@ -51,6 +54,11 @@ class PrimusTrainer(Trainer):
         assert config._plan is not None
         assert config._session is not None
         self.plan, self.session = config._plan, config._session
+        self.replicas: Replicas | None = None
+        if self.plan.topology.replica_groups > 1:
+            from primus.backends.torchtitan.replicas import Replicas
+
+            self.replicas = Replicas(self.plan, self.session, self.device)
         if self.device.type == "cpu":
             # gloo has no scaled sum, which FSDP would use to divide gradients; the loss is divided already
             for module in (module for part in self.model_parts for module in part.modules()):
@@ -92,8 +100,11 @@ class PrimusTrainer(Trainer):
             plain(self.forward_backward_step(input_dict=inputs, labels=labels, global_valid_tokens=tokens)).clone()
             for inputs, labels in self._passes(microbatches)
         ]
+        parameters = [parameter for part in self.model_parts for parameter in part.parameters()]
+        if self.replicas is not None:
+            self.replicas.add_up([own_gradient(each)[0] for each in parameters if each.grad is not None])
         norm = clip_gradients(
-            [parameter for part in self.model_parts for parameter in part.parameters()],
+            parameters,
             self.config.training.max_norm,
             stage_ranks=self.session.world_size // self.parallel_dims.pp,
             device=self.device,
@@ -143,9 +154,9 @@ class PrimusTrainer(Trainer):
         local = sum((labels != IGNORE_INDEX).sum() for _, labels in microbatches)
         assert isinstance(local, torch.Tensor)
         local = local.to(self.device)
-        if not self.parallel_dims.dp_enabled:
-            return local
-        return dist_utils.dist_sum_tensor(local, self.parallel_dims.get_mesh("batch"))
+        if self.parallel_dims.dp_enabled:
+            local = dist_utils.dist_sum_tensor(local, self.parallel_dims.get_mesh("batch"))
+        return local if self.replicas is None else self.replicas.total_tokens(local)
 
     def _passes(self, microbatches: list[Microbatch]) -> Iterator[tuple[Any, Any]]:
         """What each call of ``forward_backward_step`` gets: one microbatch, or with a pipeline all of them."""

@@ -52,7 +52,8 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
             "disable_cuda_graphs": True,
         },
         "parallelism": {
-            "data_parallel_replicate_degree": topology.data_replicate,
+            # of the axis, each group holds its own part
+            "data_parallel_replicate_degree": topology.data_replicate // topology.replica_groups,
             "data_parallel_shard_degree": topology.data_shard,
             "tensor_parallel_degree": topology.tensor,
             "pipeline_parallel_degree": topology.pipeline,
@@ -122,6 +123,26 @@ def refusals(experiment: Experiment, topology: Topology, data: PlannedData, own:
     if topology.pipeline > 1 or experiment.parallel.virtual_pipeline > 1 or experiment.parallel.schedule:
         problems += _pipeline(experiment, topology)
     problems += _native(experiment, own)
+    if topology.replica_groups > 1:
+        problems += _replica_groups(experiment, topology)
+    return problems
+
+
+def _replica_groups(experiment: Experiment, topology: Topology) -> list[Problem]:
+    """What groups cannot do that divide each batch anew, and of which each keeps its own buffers."""
+    key, remedy = "resilience.fault_tolerance", "or resilience.fault_tolerance: restart"
+    problems = []
+    if topology.pipeline > 1:
+        message = "groups share the microbatches of one that is gone, and a pipeline takes the same number always"
+        problems.append(Problem("parallel.pipeline", f"{key}: torchft: {message}", f"parallel.pipeline: 1, {remedy}"))
+    resilience = experiment.resilience
+    if resilience.anomaly != "stop" or resilience.spike_factor is not None:
+        where = "resilience.anomaly" if resilience.anomaly != "stop" else "resilience.spike_factor"
+        message = "a group that has just joined does not know the losses before, and would judge otherwise"
+        problems.append(Problem(where, f"{key}: torchft: {message}", f"anomaly: stop without spike_factor, {remedy}"))
+    if experiment.model.num_experts and experiment.moe.balance == "bias":
+        message = "the biases that balance the experts would come apart from group to group"
+        problems.append(Problem("moe.balance", f"{key}: torchft: {message}", f"moe.balance: none, {remedy}"))
     return problems
 
 
