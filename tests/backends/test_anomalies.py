@@ -3,6 +3,7 @@ never saw it."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +15,8 @@ from tiny import DEEPSEEK_V3, LLAMA
 
 from primus.checkpoints import skipped, store
 from primus.runtime.environments import provide
+from primus.runtime.exchanges import Exchanges
+from primus.runtime.moving import move
 
 TOLERANCE = 1e-5
 SKIP, BACK = ({"resilience__anomaly": policy} for policy in ("skip_step", "rollback"))
@@ -63,7 +66,7 @@ def expected(llama: Anomalous) -> reference.Trained:
 
 
 @pytest.fixture(scope="module")
-def ran(llama: Anomalous, mixture: Anomalous) -> dict[str, Ran]:
+def ran(llama: Anomalous, mixture: Anomalous, exchanges: Exchanges) -> dict[str, Ran]:
     found: dict[str, Ran] = {}
     for engine in ("torchtitan", "megatron", "maxtext"):
         for world in (1, 2):
@@ -85,6 +88,8 @@ def ran(llama: Anomalous, mixture: Anomalous) -> dict[str, Ran]:
                     for name, (of, options) in BALANCED.items()
                     if of == engine
                 ]
+            if (engine, world) == ("megatron", 1):
+                cases.append(_moved(llama, exchanges))
             python = {"python": provide("jax")} if engine == "maxtext" else {}
             if cases:
                 found |= run_gang(cases, world, llama.root / f"gang-{engine}-{world}", **python)
@@ -102,6 +107,17 @@ def _continued(llama: Anomalous, source: str, **options: Any) -> Case:
         ("halve", str(folder / "step-6" / "manifest.json")),
     )
     return Case(name, llama.plan(name, **options), before=before)
+
+
+def _moved(llama: Anomalous, exchanges: Exchanges) -> Case:
+    """TorchTitan's run before the batch, moved to another engine."""
+    run = llama.root / "moved"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copytree(llama.root / "titan-back" / "checkpoints" / "step-3", run / "checkpoints" / "step-3")
+    shutil.copy(llama.root / "titan-back" / skipped.FILE, run)
+    (info,) = store.complete(run)
+    move(exchanges, run, info, "megatron", lambda _: lambda done, total: None)
+    return Case("moved", llama.plan("moved", backend="megatron"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -176,3 +192,9 @@ def test_a_run_that_continues_leaves_out_the_same(name: str, ran: dict[str, Ran]
     assert "manifest" in damage[1]
     assert "set aside" in aside
     assert last == "samples 32 to 39 are left out, as skipped.json says"
+
+
+def test_another_engine_that_goes_on_leaves_out_the_same(ran: dict[str, Ran], expected: reference.Trained) -> None:
+    found = ran["moved"].ended()
+    assert [start["resumed_from"] for start in found.of("run_started")] == [3]
+    assert found.losses == pytest.approx({step: expected.losses[step] for step in range(4, 9)}, abs=TOLERANCE, rel=0)

@@ -3,8 +3,12 @@ means."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import numpy as np
 import pytest
 from regression import BATCH, STEPS, Run, plan
 
+import primus
 from primus.checkpoints import skipped, store
 from primus.errors import AnomalyError, CheckpointError
 from primus.events.types import Event, Notice
@@ -175,6 +180,12 @@ def test_history_shows_the_curve_that_counts(tmp_path: Path) -> None:
 # storage
 
 
+def spoil(place: Path) -> None:
+    """Put a file where a directory should be made."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.touch()
+
+
 class Blocked:
     """A file where the run's checkpoints should be. It goes when a notice says that a save failed so many times."""
 
@@ -207,7 +218,7 @@ def test_a_save_that_failed_is_tried_again(background: bool, tmp_path: Path) -> 
 def test_a_save_that_fails_for_good_keeps_the_last_one_and_training_goes_on(background: bool, tmp_path: Path) -> None:
     def hear(event: Event) -> None:
         if event.kind == "step_done" and event.step == 5:  # type: ignore[attr-defined]
-            (tmp_path / "run" / "checkpoints" / "step-6").touch()
+            spoil(tmp_path / "run" / "checkpoints" / "step-6")
 
     run = Run(plan(tmp_path / "run", checkpoint__async=background, checkpoint__retries=1), hear=hear)
     run.go()
@@ -220,7 +231,7 @@ def test_a_save_that_fails_for_good_keeps_the_last_one_and_training_goes_on(back
 def test_the_last_save_is_tried_several_times_before_it_is_an_error(tmp_path: Path) -> None:
     def hear(event: Event) -> None:
         if event.kind == "step_done" and event.step == 11:  # type: ignore[attr-defined]
-            (tmp_path / "run" / "checkpoints" / "step-12").touch()
+            spoil(tmp_path / "run" / "checkpoints" / "step-12")
 
     run = Run(plan(tmp_path / "run", checkpoint__retries=2), hear=hear)
     began = time.monotonic()
@@ -263,3 +274,55 @@ def test_a_slow_disk_is_no_hang(tmp_path: Path) -> None:
     still.go()
     assert still.notices == []
     assert np.isfinite(still.losses[12])
+
+
+ON_A_DISK = """
+import json, os, subprocess, sys
+from pathlib import Path
+from regression import Run, plan
+
+def remount(how):
+    subprocess.run(["mount", "-o", f"remount,{how}", "disk"], check=True)
+
+def hear(event):
+    if event.kind == "step_done" and event.step == 5:
+        free = os.statvfs("disk")
+        filler.write_bytes(bytes(free.f_bavail * free.f_frsize))
+    if event.kind == "step_done" and event.step == 8:
+        remount("ro")
+    if event.kind == "notice" and "No space left" in event.message:
+        filler.unlink()
+    if event.kind == "notice" and "Read-only" in event.message:
+        remount("rw")
+
+filler = Path("disk/filler")
+run = Run(plan(Path("disk/run").absolute(), checkpoint__keep=1), size=20_000, hear=hear)
+run.go()
+saved = [event.step for event in run.of("checkpoint_saved")]
+print(json.dumps({"losses": list(run.losses), "notices": run.notices, "saved": saved}))
+"""
+
+
+def test_a_real_disk_that_is_full_then_read_only(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs user namespaces, which are off here")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run.py").write_text(ON_A_DISK)
+    line = f"mount -t tmpfs -o size=600k none disk && exec '{sys.executable}' run.py"
+    path = os.pathsep.join([str(Path(__file__).parents[1] / "support"), str(Path(primus.__file__).parents[1])])
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", line],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["losses"] == list(range(1, STEPS + 1))
+    assert told["saved"] == [3, 6, 9, 12]
+    full, read_only = told["notices"]
+    assert full.startswith("the checkpoint of step 6 cannot be written: rank 0: No space left on device; trying again")
+    assert read_only.startswith("the checkpoint of step 9 cannot be written: ")
+    assert "the checkpoint directory cannot be made: Read-only file system" in read_only

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from primus.checkpoints import skipped
+from primus.checkpoints.skipped import Skipped
 from primus.cli import runs
 from primus.cli.main import run as primus_cli
-from primus.errors import RunDirectoryError, UsageError
+from primus.errors import CheckpointError, RunDirectoryError, UsageError
 from primus.events.bus import Bus
 from primus.events.types import EvalDone, Notice, RankFailed, RunEnded, RunStarted, StepDone
 from primus.runtime.lock import RunLock
@@ -100,6 +102,19 @@ def test_show_says_how_it_went_and_what_to_read_next(root: Path, capsys) -> None
     shown = json.loads(capsys.readouterr().out)
     assert shown["last_step"]["mfu"] is None
     assert shown["failures"][0]["error"] == "ValueError: no"
+
+
+def test_show_says_what_training_leaves_out(root: Path, capsys) -> None:
+    run = make_run(root, "spoilt")
+    entries = [Skipped(first, 8, step, "skip_step", "the loss is nan", 1) for first, step in ((32, 5), (80, 10))]
+    skipped.write(run, entries)
+    assert primus_cli(["run", "show", "spoilt"]) == 0
+    assert "16 samples, the last for step 10: the loss is nan" in capsys.readouterr().out
+    assert primus_cli(["run", "show", "spoilt", "--json"]) == 0
+    assert [entry["first"] for entry in json.loads(capsys.readouterr().out)["skipped"]] == [32, 80]
+    (run / skipped.FILE).write_text("{}")
+    with pytest.raises(CheckpointError, match="the record of skipped samples cannot be read"):
+        primus_cli(["run", "show", "spoilt"])
 
 
 def test_json_stays_json_when_a_loss_is_not_a_number(root: Path, capsys) -> None:

@@ -7,15 +7,16 @@ forward and backward pass it must end before the next optimizer step (``maybe_wa
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, get_native_id
 from typing import TypeVar
 
 from primus.backends.base import Session
@@ -27,6 +28,9 @@ from primus.events.types import CheckpointSaved, Notice
 from primus.plan.plan import Plan
 
 T = TypeVar("T")
+
+NICE = 19
+"""Priority of the thread that saves, the lowest there is: it yields to those that train."""
 
 LONGEST_PAUSE = 60.0
 """Seconds between two tries of a save, and between two words about one that is waited for."""
@@ -63,10 +67,11 @@ class RunCheckpoints(ABC):
         """False: another replica group saves for all."""
         self._settings = plan.experiment.checkpoint
         self._architecture = plan.experiment.model.model_dump(mode="json")
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_yield_to_training)
         self._staged: Future[None] | None = None
         self._pending: Future[Outcome] | None = None
         self._blocked = 0.0
+        self._ready = False
         self._hurry = Event()
         """Somebody waits for the save: it makes no pauses."""
         self._patience = min(LONGEST_PAUSE, seconds(plan.experiment.resilience.hang_timeout) / 4)
@@ -74,6 +79,9 @@ class RunCheckpoints(ABC):
     @abstractmethod
     def _prepare(self, *, background: bool) -> Stage:
         """What saves the state as it is now. background: it runs in another thread, while training goes on."""
+
+    def _make_room(self) -> None:  # noqa: B027 - not every engine has something to prepare
+        """Prepare for the first save in the background: called after the first step."""
 
     @abstractmethod
     def _read(self, info: CheckpointInfo) -> None:
@@ -133,7 +141,10 @@ class RunCheckpoints(ABC):
         self._blocked += time.perf_counter() - began
 
     def poll(self) -> None:
-        """Report a background save that has ended; call it at every step."""
+        """Report a background save that has ended; call it after every step."""
+        if not self._ready and self._settings.async_ and self._settings.interval is not None:
+            self._make_room()
+            self._ready = True
         if self._pending is not None and self._pending.done():
             self.finish()
 
@@ -356,6 +367,12 @@ class RunCheckpoints(ABC):
     def shut_down(self) -> None:
         self.finish()
         self._thread.shutdown()
+
+
+def _yield_to_training() -> None:
+    """Give this thread, and those it starts, the lowest priority: on Linux each thread has its own."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), NICE)
 
 
 def _tried(action: Callable[[], T]) -> tuple[T | None, str | None]:

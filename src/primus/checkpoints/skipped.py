@@ -37,7 +37,10 @@ def read(run_directory: Path) -> list[Skipped]:
     """In the order in which they were added. Raises CheckpointError when the file cannot be read."""
     path = Path(run_directory) / FILE
     try:
-        return [Skipped(**entry) for entry in json.loads(path.read_bytes())]
+        entries = json.loads(path.read_bytes())
+        if not isinstance(entries, list):
+            raise ValueError("it is no list")
+        return [Skipped(**entry) for entry in entries]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:

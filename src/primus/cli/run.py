@@ -85,14 +85,15 @@ def _row(row: dict[str, Any], units: Any) -> list[str]:
 @RUNS_DIR
 @AS_JSON
 def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
-    from primus.checkpoints import store
+    from primus.checkpoints import skipped, store
+    from primus.events import units
     from primus.events.goodput import as_dict
     from primus.events.history import read_run
     from primus.events.report import facts
 
     run = find_run(name, runs_dir)
     history = read_run(run, alive=is_alive(run))
-    entries = store.entries(run)
+    entries, left_out = store.entries(run), skipped.read(run)
     if as_json:
         print_json(
             _brief(history)
@@ -108,13 +109,18 @@ def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
                     for attempt in history.attempts
                 ],
                 "checkpoints": [{"step": e.step, "state": e.state, "directory": str(e.directory)} for e in entries],
+                "skipped": [asdict(entry) for entry in left_out],
                 "notices": history.notices,
                 "failures": history.failures,
                 "garbled_lines": history.garbled,
             }
         )
         return
-    print_run(history, facts(history), [f"{entry.step:,} ({entry.state})" for entry in entries])
+    lines = facts(history)
+    if left_out:
+        samples, last = units.plural(sum(entry.count for entry in left_out), "sample"), left_out[-1]
+        lines["left out"] = f"{samples}, the last for step {last.step:,}: {last.reason[:500]}"
+    print_run(history, lines, [f"{entry.step:,} ({entry.state})" for entry in entries])
 
 
 @command.command(help="Draw the loss here, and write the report (or FILE: .html, or the loss curve as .svg).")

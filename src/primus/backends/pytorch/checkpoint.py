@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from primus.backends.base import Session
-from primus.backends.checkpointing import RunCheckpoints, Stage, Write, cause
+from primus.backends.checkpointing import RunCheckpoints, Stage, cause
 from primus.backends.pytorch.staging import Staging
 from primus.backends.pytorch.storage import HashingWriter
 from primus.checkpoints.store import CheckpointFile, CheckpointInfo
@@ -45,13 +45,15 @@ class TorchCheckpoints(RunCheckpoints):
 
     def _prepare(self, *, background: bool) -> Stage:
         state = self._state()
-        ready = self._staging.mark() if background else None
+        if background and not self._staging.overlaps:
+            state = self._staging.copy(state)
+        elif background:
+            ready = self._staging.mark()
+            return lambda: partial(self._write_files, self._staging.copy(state, ready))
+        return lambda: partial(self._write_files, state)
 
-        def stage() -> Write:
-            kept = self._staging.copy(state, ready) if background else state
-            return partial(self._write_files, kept)
-
-        return stage
+    def _make_room(self) -> None:
+        self._thread.submit(self._staging.allocate, self._state())
 
     def _write_files(self, state: dict[str, Any], directory: Path) -> dict[str, str]:
         writer = HashingWriter(directory)

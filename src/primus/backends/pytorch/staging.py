@@ -11,7 +11,7 @@ from primus.backends.pytorch.pieces import Piece, Pieces
 
 
 class Staging:
-    """Buffers as large as the state. The first copy allocates them, which is several times slower than the copy."""
+    """Buffers as large as the state. Making them takes several times longer than a copy."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
@@ -19,6 +19,23 @@ class Staging:
         self._accelerator: torch.device | None = None
         if torch.accelerator.is_available() and (kind := torch.accelerator.current_accelerator()):
             self._accelerator = torch.device(kind.type, torch.accelerator.current_device_index())
+
+    def allocate(self, state: dict[str, Any]) -> None:
+        """Make the buffers for `state`, in another thread, before it is copied for the first time."""
+        for name, value in state.items():
+            if not isinstance(value, torch.Tensor) or isinstance(value, Pieces):
+                parts = {f"{name}[{number}]": piece.tensor for number, piece in enumerate(getattr(value, "pieces", ()))}
+            else:
+                parts = {name: value.to_local() if isinstance(value, DTensor) else value}
+            for key, local in parts.items():
+                if key not in self._buffers:
+                    self._buffers.setdefault(key, _like(local).zero_())
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a copy is made beside a step. Without an accelerator it would take cores and memory bandwidth from
+        it, and take longer than by itself."""
+        return self._accelerator is not None
 
     def mark(self) -> object:
         """A point in this thread's device work after which the tensors hold what shall be copied."""
@@ -57,10 +74,13 @@ class Staging:
         local = value.to_local() if isinstance(value, DTensor) else value
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
-            buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.device.type != "cpu")
-            self._buffers[name] = buffer
+            buffer = self._buffers[name] = _like(local)
         buffer.copy_(local, non_blocking=local.device.type != "cpu")
         if not isinstance(value, DTensor):
             return buffer
         # from_local would move the buffer to the mesh's device
         return DTensor(buffer, value._spec, requires_grad=False)  # type: ignore[no-untyped-call]
+
+
+def _like(local: torch.Tensor) -> torch.Tensor:
+    return torch.empty(local.shape, dtype=local.dtype, pin_memory=local.device.type != "cpu")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
+import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import xxhash
@@ -20,17 +23,28 @@ METADATA = ".metadata"
 THREADS = 2
 """Files, and threads that write them, of one rank. Two hide each other's fsync; more gained nothing on a local disk."""
 
+DIRECT = getattr(os, "O_DIRECT", 0)
+BLOCK = 4096
+"""Bytes of which a multiple is written past the page cache, at a multiple of it."""
+BUFFER = 4 << 20
+
 ALIGNMENT = 64
 """Of tensors in a file, as torch.save aligns them in its own: so that readers may map them."""
 
 
 class HashedFile(io.RawIOBase):
-    """A new file that hashes what is written to it."""
+    """A new file that hashes what is written to it.
+
+    Content goes to the disk past the page cache (O_DIRECT) where the file system has that: copying it into the cache
+    takes many times the processor time, from whatever trains meanwhile.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file: BinaryIO = path.open("wb", buffering=0)
+        self._file = _open(path)
         self._digest = xxhash.xxh3_128()
+        self._buffer = memoryview(mmap.mmap(-1, BUFFER))  # its address is aligned as O_DIRECT asks
+        self._filled = 0
         self.size = 0
         self.failure: OSError | None = None
         """Why a write failed: torch.save itself reports only that something did."""
@@ -42,12 +56,13 @@ class HashedFile(io.RawIOBase):
         view = memoryview(data).cast("B")
         self._digest.update(view)
         done = 0
-        try:
-            while done < len(view):  # an unbuffered write may stop short
-                done += self._file.write(view[done:]) or 0
-        except OSError as error:
-            self.failure = error
-            raise
+        while done < len(view):
+            part = view[done : done + BUFFER - self._filled]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            done += len(part)
+            if self._filled == BUFFER:
+                self._flush(BUFFER)
         self.size += done
         return done
 
@@ -56,12 +71,51 @@ class HashedFile(io.RawIOBase):
 
     def finish(self) -> str:
         """Bring the content to the disk and return its xxh3_128 in hex."""
-        os.fsync(self._file.fileno())
+        self._flush(-(-self._filled // BLOCK) * BLOCK)
+        os.ftruncate(self._file, self.size)
+        os.fsync(self._file)
         return self._digest.hexdigest()
 
+    def _flush(self, count: int) -> None:
+        """Write the first `count` bytes of the buffer, a multiple of BLOCK."""
+        done = 0
+        try:
+            while done < count:
+                try:
+                    done += os.write(self._file, self._buffer[done:count])
+                except OSError as error:
+                    if error.errno != errno.EINVAL or not _make_cached(self._file):
+                        raise
+                if done % BLOCK:  # it stopped short, as before a full disk: the rest is no longer aligned
+                    _make_cached(self._file)
+        except OSError as error:
+            self.failure = error
+            raise
+        self._filled = 0
+
     def close(self) -> None:
-        self._file.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
         super().close()
+
+
+def _open(path: Path) -> int:
+    """A new file to write, past the page cache if it can be."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags, 0o666)
+
+
+def _make_cached(file: int) -> bool:
+    """Write through the page cache from now on. Returns whether that is a change."""
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    fcntl.fcntl(file, fcntl.F_SETFL, flags & ~DIRECT)
+    return bool(flags & DIRECT)
 
 
 class HashingWriter(FileSystemWriter):
