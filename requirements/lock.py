@@ -19,6 +19,8 @@ from primus.runtime.interpreters import find
 HERE = Path(__file__).resolve().parent
 # From the largest to the smallest, each constrained by the one before: a package has one version in all of them.
 ORDER = ("dev", "torchft", "torch", "launcher")
+BESIDE = ("monitor",)
+"""Beside an engine, in a process of its own: they share the launcher's versions and no engine's."""
 JAX = ("jax", "jax-rocm", "jax-cuda")
 # Builds that plain Linux wheels of torch drag in; another build has none or others.
 BUILD_SPECIFIC = re.compile(r"^(nvidia-|cuda-|triton$|pytorch-triton|pip$)")
@@ -66,6 +68,9 @@ def main() -> None:
         pins = resolve(name, constraints)
         constraints = write(name, pins)
         sys.stderr.write(f"{constraints.name}: {len(pins)} packages\n")
+    for name in BESIDE:
+        pins = resolve(name, constraints)
+        sys.stderr.write(f"{write(name, pins).name}: {len(pins)} packages\n")
     python = find((3, 12))
     if python is None:
         raise SystemExit("jax.lock: no Python 3.12 or newer was found")

@@ -246,7 +246,7 @@ def test_troubleshooting_quotes_what_the_program_says() -> None:
 def test_every_dependency_has_its_reason() -> None:
     page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
     told = {normalized(name) for name in re.findall(r"`([A-Za-z0-9._-]+)`", page)}
-    for environment in ("launcher", "torch", "dev"):
+    for environment in ("launcher", "torch", "monitor", "dev"):
         missing = {need.name for need in read_requirements(environment)} - told
         assert not missing, f"{environment}: {sorted(missing)}"
 

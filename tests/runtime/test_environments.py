@@ -64,6 +64,8 @@ def test_the_locks_agree_on_every_version() -> None:
     for name in ("torch", "launcher"):
         pinned = read_lock(name).pins
         assert {package: dev[package] for package in pinned} == pinned
+    beside = read_lock("monitor").pins
+    assert {package: beside[package] for package in read_lock("launcher").pins} == read_lock("launcher").pins
     jax = read_lock("jax").pins
     for variant, kind in (("jax-rocm", "rocm7"), ("jax-cuda", "cuda13")):
         plugins = {f"jax-{kind}-{part}": jax["jax"] for part in ("plugin", "pjrt")}
@@ -172,6 +174,19 @@ class TestLocate:
         assert locate("torch") is None
         with pytest.raises(EnvironmentFault, match="maxtext: is not installed"):
             locate("jax")
+
+    def test_one_beside_the_ranks_need_not_be_served_by_what_was_chosen_for_them(
+        self, monkeypatch: pytest.MonkeyPatch, site: Callable[..., Interpreter]
+    ) -> None:
+        monkeypatch.setenv("PRIMUS_PYTHON", "/image/python")
+        chosen = site()
+        monkeypatch.setattr(environments, "probe", lambda path: chosen)
+        assert locate("monitor") is None
+        whole = site(**everything("monitor"))
+        monkeypatch.setattr(environments, "probe", lambda path: whole)
+        located = locate("monitor")
+        assert located is not None
+        assert located.origin == "PRIMUS_PYTHON"
 
     def test_an_image_that_brings_its_own(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, site: Callable[..., Interpreter]

@@ -60,6 +60,7 @@ def check(experiment: Experiment, tree: Node) -> list[Problem]:
             _moe,
             _eval,
             _rollback,
+            _monitor,
             _env,
         )
         for key, message, remedy in rule(experiment, written)
@@ -289,6 +290,38 @@ def _rollback(experiment: Experiment, written: Written) -> Iterator[Finding]:
             "resilience.anomaly",
             "resilience.anomaly is rollback, but no checkpoint is made that it could go back to",
             "set checkpoint.interval",
+        )
+
+
+def _monitor(experiment: Experiment, written: Written) -> Iterator[Finding]:
+    from urllib.parse import urlsplit
+
+    uri = experiment.monitor.mlflow.uri if experiment.monitor.mlflow else None
+    if uri is None:
+        return
+    key = "monitor.mlflow.uri"
+    try:
+        parts = urlsplit(uri)
+        secret = parts.password or (parts.username and parts.scheme in ("http", "https"))
+    except ValueError as error:
+        yield key, f"{key} is no address: {error}", ""
+        return
+    if secret:
+        yield (
+            key,
+            f"{key} holds a name or password, and would end up in plan.json",
+            "leave them out: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment",
+        )
+    elif uri != "databricks" and parts.scheme not in ("http", "https", "sqlite", "file", "databricks"):
+        remedy = "use https://HOST, sqlite:///FILE, file:DIR or databricks; other databases through an MLflow server"
+        yield key, f"{key} is of a kind that is not here: {parts.scheme or 'a path'}", remedy
+    elif parts.scheme in ("http", "https") and not parts.hostname:
+        yield key, f"{key} names no host", f"as in {parts.scheme}://mlflow.example.com"
+    elif parts.scheme == "sqlite" and (parts.netloc or len(parts.path) < 2):
+        yield (
+            key,
+            f"{key} names no file",
+            "as in sqlite:///mlflow.db, or with an absolute path sqlite:////data/mlflow.db",
         )
 
 

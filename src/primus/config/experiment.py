@@ -30,6 +30,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128),
@@ -315,6 +316,47 @@ class Checkpoint(Section):
     )
 
 
+class Prometheus(Section):
+    """Metrics for a Prometheus server to scrape, at `http://HOST:PORT/metrics` of node 0 while the run goes on."""
+
+    port: Port = Field(default=9400, description="Port; the next free one of ten when it is taken.")
+    host: Text = Field(
+        default="127.0.0.1",
+        description="Address to listen on. The default lets only this machine in; `0.0.0.0` lets in everyone who can "
+        "reach it, without a password.",
+        examples=["127.0.0.1", "0.0.0.0"],
+    )
+
+
+class MLflow(Section):
+    """One MLflow run for the whole run, whatever its attempts. Secrets stay in the environment:
+    `MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`."""
+
+    uri: Text | None = Field(
+        default=None,
+        description="Tracking server or store: `https://...`, `sqlite:///FILE`, `file:DIR` or `databricks`. Default: "
+        "`MLFLOW_TRACKING_URI`, else `mlflow.db` beside the run directories.",
+        examples=["https://mlflow.example.com", "sqlite:////data/mlflow.db"],
+    )
+    experiment: Text | None = Field(
+        default=None,
+        description="MLflow experiment; made when there is none. Default: `MLFLOW_EXPERIMENT_NAME`, else `primus`.",
+    )
+
+
+class Wandb(Section):
+    """One W&B run for the whole run, whatever its attempts. The key stays in the environment (`WANDB_API_KEY`) or
+    where `wandb login` put it; another server than wandb.ai is `WANDB_BASE_URL`."""
+
+    project: Text | None = Field(default=None, description="W&B project. Default: `WANDB_PROJECT`, else `primus`.")
+    entity: Text | None = Field(default=None, description="User or team. Default: `WANDB_ENTITY`, else the key's own.")
+    mode: Literal["online", "offline"] | None = Field(
+        default=None,
+        description="`offline`: write files in the run directory, for `wandb sync` to send. Default: `WANDB_MODE`, "
+        "else `online` where there is a key and `offline` where there is none.",
+    )
+
+
 class Monitor(Section):
     """What is shown and written while training. Every step is in the run's event files in any case."""
 
@@ -324,6 +366,16 @@ class Monitor(Section):
         default=[],
         description="Further places events go to: entry points of group `primus.sinks` of installed packages.",
     )
+    prometheus: Prometheus | None = Field(
+        default=None, description="Metrics to scrape; `{}` turns it on with its defaults."
+    )
+    mlflow: MLflow | None = Field(default=None, description="Tracking with MLflow; `{}` turns it on.")
+    wandb: Wandb | None = Field(default=None, description="Tracking with Weights & Biases; `{}` turns it on.")
+
+    @property
+    def forwards(self) -> bool:
+        """Whether a process beside the run is to forward its events."""
+        return any(section is not None for section in (self.prometheus, self.mlflow, self.wandb))
 
 
 class Resilience(Section):

@@ -19,6 +19,7 @@ from primus.events.attempt_files import AttemptFiles, Trained, read_attempt
 from primus.events.attempts import Attempt
 from primus.events.goodput import Goodput, Stretch, duration, total
 from primus.events.jsonl import PATTERN, Record
+from primus.events.monitor import WRITER
 from primus.events.starts import Telling, tell
 from primus.events.steps import Steps
 
@@ -129,7 +130,7 @@ def _join(history: RunHistory, number: int, read: AttemptFiles, owners: list[_Ro
     attempt = Attempt(number)
     history.attempts.append(attempt)
     history.garbled += read.garbled
-    times = [record["time"] for record in read.records]
+    times = [record["time"] for record in read.records if record.get("writer") != WRITER]  # it outlives the run
     stretches = {}
     for trained in read.trained:
         trained.steps.drop(trained.resumed_from)  # what a process of an ended start said late

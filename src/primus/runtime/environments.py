@@ -35,17 +35,21 @@ from primus.runtime.pins import (
 REEXECUTED = "PRIMUS_REEXECUTED"
 """Set while a command line has been handed to another interpreter: it is not handed on twice."""
 
+MONITOR = "monitor"
+
 
 @dataclass(frozen=True)
 class Environment:
     """engine: the package that it is about; a chosen interpreter that has another environment's instead need not serve
-    this one. extends: another environment, which this one serves too once it is made."""
+    this one. extends: another environment, which this one serves too once it is made. beside: for a process that is no
+    rank, so PRIMUS_PYTHON, chosen for what trains, need not serve it."""
 
     name: str
     summary: str
     python: tuple[int, int]
     engine: str = ""
     extends: str = ""
+    beside: bool = False
 
     @property
     def lock(self) -> Lock:
@@ -60,6 +64,11 @@ class Environment:
     def executable(self) -> str:
         """Its Python, once it is made."""
         return str(self.directory / "bin" / "python")
+
+    @property
+    def to_come(self) -> str:
+        """What is said of it before it is made."""
+        return f"The {self.name} environment is not made yet: the first training makes it."
 
     @property
     def state(self) -> Literal["not made", "being made", "unusable", "broken", "ready"]:
@@ -93,6 +102,7 @@ ENVIRONMENTS = {
         Environment("jax", "training on JAX", (3, 12), engine="jax"),
         Environment("jax-rocm", "JAX on AMD GPUs (ROCm 7)", (3, 12), engine="jax", extends="jax"),
         Environment("jax-cuda", "JAX on NVIDIA GPUs (CUDA 13)", (3, 12), engine="jax", extends="jax"),
+        Environment(MONITOR, "Prometheus, MLflow, W&B", (3, 11), beside=True),
         Environment("dev", "tests, linters, page checks", (3, 11), engine="torch"),
     )
 }
@@ -126,7 +136,7 @@ def locate(name: str) -> Located | None:
         if not problems:
             return Located(interpreter.executable, "PRIMUS_PYTHON")
         engines = {each.engine for each in ENVIRONMENTS.values() if interpreter.installed(each.engine)}
-        if not engines or environment.engine in engines:
+        if not environment.beside and (not engines or environment.engine in engines):
             raise _refusal(
                 environment, interpreter, problems, "(PRIMUS_PYTHON)", "install these, or unset PRIMUS_PYTHON"
             )

@@ -14,6 +14,7 @@ from primus.launch.container import Container
 from primus.launch.direct import Command, Direct, render
 from primus.plan.diff import check_continue
 from primus.plan.plan import Plan
+from primus.runtime import monitoring
 from primus.runtime.contained import Contained, prepare, rehearse
 from primus.runtime.environments import get, import_path, locate, provide
 from primus.runtime.processes import cores
@@ -75,6 +76,7 @@ class Job:
 
     def ready(self) -> tuple[Job, str]:
         """This job with all that it needs on this machine, which is found or made, and the interpreter of its ranks."""
+        monitoring.prepare(self.plan)
         if self.container:
             contained = prepare(self.container, self.plan)
             return replace(self, contained=contained), contained.python
@@ -94,11 +96,11 @@ class Job:
         nothing."""
         if self.container:
             contained, note = rehearse(self.container, self.plan)
-            job = replace(self, contained=contained)
-            return job.command(contained.python, self.directory.next_attempt(), "TOKEN"), note
-        located = locate(self.plan.environment)
-        python = located.python if located else str(get(self.plan.environment).directory / "bin" / "python")
-        note = (
-            "" if located else f"The {self.plan.environment} environment is not made yet: the first training makes it."
-        )
-        return self.command(python, self.directory.next_attempt(), "TOKEN"), note
+            job, python = replace(self, contained=contained), contained.python
+        else:
+            environment = get(self.plan.environment)
+            located = locate(environment.name)
+            job, python = self, located.python if located else environment.executable
+            note = "" if located else environment.to_come
+        notes = "\n".join(filter(None, (note, monitoring.rehearse(self.plan))))
+        return job.command(python, self.directory.next_attempt(), "TOKEN"), notes

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -16,12 +17,14 @@ from primus.config.units import seconds
 from primus.errors import LaunchError, PrimusError
 from primus.events.bus import Bus
 from primus.events.follow import Follower
+from primus.events.monitor import WRITER
 from primus.events.sinks.console import Console
 from primus.events.types import AttemptStarted, RunEnded
 from primus.launch.direct import Command
 from primus.plan.plan import Plan
 from primus.runtime.agent import tail
 from primus.runtime.agent_process import AgentProcess
+from primus.runtime.monitoring import Monitoring
 from primus.runtime.pins import variables_for
 from primus.runtime.processes import ending, node_name
 from primus.runtime.run_directory import Attempt
@@ -82,10 +85,14 @@ class Interrupts:
 
 
 class Supervisor:
-    """Runs the agent's command of one attempt to its end."""
+    """Runs the agent's command of one attempt to its end. monitor: interpreter of the process that forwards its events,
+    empty for none."""
 
-    def __init__(self, plan: Plan, attempt: Attempt, beat: Callable[[], None], node: int = 0) -> None:
+    def __init__(
+        self, plan: Plan, attempt: Attempt, beat: Callable[[], None], node: int = 0, monitor: str = ""
+    ) -> None:
         self.plan, self.attempt, self.beat, self.node = plan, attempt, beat, node
+        self.monitor = monitor
         self.outcome = Outcome()
         self.hang_timeout = seconds(plan.experiment.resilience.hang_timeout)
         self.ended = ""
@@ -101,14 +108,17 @@ class Supervisor:
             bus.emit(AttemptStarted(node=node_name(), node_rank=self.node, nodes=nodes))
         agent = self._start(command, environment, log)
         console = Console(self.plan)
+        monitoring = Monitoring(self.monitor, self.attempt)
         try:
             with Follower(self.attempt.directory) as follower:
-                self._watch(agent, follower, console, interrupts)
+                self._watch(agent, follower, console, interrupts, monitoring)
                 self._conclude(agent.returncode, log, interrupts)
+                monitoring.finish(lambda: interrupts.count > 1, self.beat, partial(_say, console))
                 for record in follower.poll():
                     console.handle(record)
         finally:
             console.close()
+            monitoring.close()
             if agent.poll() is None:
                 agent.kill()
             agent.wait()
@@ -126,7 +136,12 @@ class Supervisor:
             ) from error
 
     def _watch(
-        self, agent: subprocess.Popen[bytes], follower: Follower, console: Console, interrupts: Interrupts
+        self,
+        agent: subprocess.Popen[bytes],
+        follower: Follower,
+        console: Console,
+        interrupts: Interrupts,
+        monitoring: Monitoring,
     ) -> None:
         asked = 0
         heard = since = time.monotonic()
@@ -137,11 +152,12 @@ class Supervisor:
                 self._take(record)
                 console.handle(record)
             now = time.monotonic()
-            if records:
+            if any(record["writer"] != WRITER for record in records):
                 heard = now
             if code is not None:  # ranks of other nodes may go on writing
                 return
             self.beat()
+            monitoring.check()
             if interrupts.count > asked:
                 asked, since = interrupts.count, now
                 self._stop(agent, asked, console)
@@ -187,7 +203,7 @@ class Supervisor:
             notice = "stopping: the step is finished and a checkpoint saved; Ctrl-C again ends it at once, without"
             if not self.training:
                 notice = "stopping; training has not begun"
-            console.handle({"event": "notice", "time": time.time(), "message": notice, "step": None})
+            _say(console, notice)
             agent.send_signal(signal.SIGTERM)
         else:
             agent.kill()  # its ranks go with it
@@ -222,6 +238,11 @@ class Supervisor:
                     bus.emit(RunEnded(reason=outcome.reason, step=outcome.step))
             except (OSError, PrimusError) as error:  # a full disk, most likely what ended the ranks too
                 outcome.agent += f"\n{error}"
+
+
+def _say(console: Console, message: str) -> None:
+    """Show a notice that is not worth keeping."""
+    console.handle({"event": "notice", "time": time.time(), "message": message, "step": None})
 
 
 def environment(python: str) -> dict[str, str]:

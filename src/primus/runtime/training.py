@@ -22,6 +22,7 @@ from primus.home import invoked_as
 from primus.launch.direct import Command
 from primus.plan.diff import differences
 from primus.plan.plan import Plan
+from primus.runtime import monitoring
 from primus.runtime.failure import screen
 from primus.runtime.job import Job
 from primus.runtime.lock import STALE_SECONDS, Owner, RunLock, await_attempt
@@ -102,7 +103,7 @@ def _join(job: Job, python: str, gang: Gang | None) -> int:
 
 
 def is_complete(job: Job) -> bool:
-    """Whether there is nothing left to train; says so."""
+    """Whether there is nothing left to train; says so, and has trackers given what they lack."""
     experiment = job.plan.experiment
     if experiment.checkpoint.resume == "never":
         if all(verify(info) for info in complete(job.directory.path)):
@@ -120,6 +121,8 @@ def is_complete(job: Job) -> bool:
         f"  look      {invoked_as()} run show {experiment.name}\n"
         f"  go on     the same command with train.steps={2 * newest.step}"
     )
+    if job.place.node_rank == 0:
+        monitoring.send_rest(job.directory, say)
     return True
 
 
@@ -132,7 +135,8 @@ def _supervise(job: Job, attempt: Attempt, command: Command, lock: RunLock | Non
         ranks = "1 process" if devices == 1 else f"{devices} processes"
     where = f" as node {node} of {topology.nnodes}" if topology.nnodes > 1 else ""
     tell(f"starting {ranks}{where}: attempt {attempt.number} in {job.directory.path}")
-    supervisor = Supervisor(job.plan, attempt, lock.beat if lock else lambda: None, node)
+    monitor = monitoring.prepare(job.plan) if node == 0 else ""
+    supervisor = Supervisor(job.plan, attempt, lock.beat if lock else lambda: None, node, monitor)
     with gang.interrupts if gang else Interrupts() as interrupts:
         outcome = supervisor.run(command, environment(command.argv[0]), interrupts)
     if gang:

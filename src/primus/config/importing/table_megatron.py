@@ -365,7 +365,7 @@ MEGATRON: dict[str, Rule] = {
     "tensorboard_dir": no("TensorBoard files lie in the run directory"),
     "tensorboard_log_interval": no("every step is written"),
     "tensorboard_queue_size": no(r.LOGGING),
-    "disable_wandb": always(True, "there is no sink for Weights & Biases", r.WANDB, flag=True),
+    "disable_wandb": always(True, "Weights & Biases is off", r.WANDB, flag=True),
     "wandb_*": no(r.WANDB),
     "log_avg_skip_iterations": no(r.LOGGING),
     "log_avg_reset_interval": no(r.LOGGING),

@@ -13,15 +13,9 @@ import socket
 import time
 from typing import Any
 
+from primus.events.scalars import scalars
 from primus.events.sinks import SinkContext
 
-_STEP_TAGS = {
-    "loss": "train/loss",
-    "lr": "train/learning_rate",
-    "grad_norm": "train/gradient_norm",
-    "mfu": "performance/model_flops_utilisation",
-    "seconds": "performance/seconds_per_step",
-}
 FLUSH_SECONDS = 5.0
 
 
@@ -42,27 +36,15 @@ class TensorBoardSink:
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def handle(self, record: dict[str, Any]) -> None:
-        kind = record["event"]
-        if kind == "step_done":
-            values = {tag: record.get(key) for key, tag in _STEP_TAGS.items()}
-            if record["seconds"] > 0:
-                values["performance/tokens_per_second"] = record["tokens"] / record["seconds"]
-            values["performance/memory_gib"] = record["memory_bytes"] / 2**30
-            values |= {f"train/{name}": value for name, value in (record.get("auxiliary") or {}).items()}
-            self._scalars(record, values)
-        elif kind == "eval_done":
-            self._scalars(record, {"validation/loss": record["loss"]})
-        elif kind == "run_started" and record.get("resumed_from") is not None:
+        if values := scalars(record):
+            summary = self._summary.Summary()
+            for tag, value in values.items():
+                summary.value.add(tag=tag, simple_value=value if math.isfinite(value) else math.nan)
+            self._write(self._pb.Event(wall_time=record["time"], step=record["step"], summary=summary))
+        elif record["event"] == "run_started" and record.get("resumed_from") is not None:
             start = self._pb.SessionLog(status=self._pb.SessionLog.START)
             first = record["resumed_from"] + 1
             self._write(self._pb.Event(wall_time=record["time"], step=first, session_log=start))
-
-    def _scalars(self, record: dict[str, Any], values: dict[str, float | None]) -> None:
-        known = {tag: value for tag, value in values.items() if value is not None}
-        summary = self._summary.Summary()
-        for tag, value in known.items():
-            summary.value.add(tag=tag, simple_value=value if math.isfinite(value) else math.nan)
-        self._write(self._pb.Event(wall_time=record["time"], step=record["step"], summary=summary))
 
     def _write(self, event: Any) -> None:
         self._records.write(event.SerializeToString())
