@@ -144,7 +144,8 @@ def test_events_that_cannot_be_written_leave_the_exit_code(
 
 def test_a_late_failure_of_a_restarted_rank_does_not_fail_the_run(tmp_path: Path) -> None:
     experiment = SimpleNamespace(resilience=SimpleNamespace(hang_timeout="1m"))
-    watcher = Supervisor(SimpleNamespace(experiment=experiment), Attempt(tmp_path, 1), lambda: None)  # type: ignore[arg-type]
+    plan = SimpleNamespace(experiment=experiment, topology=SimpleNamespace(replica_groups=1))
+    watcher = Supervisor(plan, Attempt(tmp_path, 1), lambda: None)  # type: ignore[arg-type]
     failed = {"event": "rank_failed", "writer": "rank1", "rank": 1, "error": "Connection closed by peer"}
     for record in (
         {"event": "notice", "writer": "node0", "message": "starting the processes again"},
