@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from command_line import ROOT, Cli, environment_of, processes_with, wait_for
-from docker_engine import IMAGE, Docker
+from docker_engine import IMAGE, Docker, Engine
+from slurm_cluster import Cluster
 from tiny import make_dataset
 
 from primus.checkpoints.store import newest_intact
@@ -44,14 +45,14 @@ def run_of(trial: Path) -> Path:
     return trial.parent / "runs" / "trial"
 
 
-def steps(trial: Path) -> int:
+def steps(trial: Path, attempt: int = 1) -> int:
     try:
-        return (run_of(trial) / "attempts/1/events-rank0.jsonl").read_text().count("step_done")
+        return (run_of(trial) / f"attempts/{attempt}/events-rank0.jsonl").read_text().count("step_done")
     except FileNotFoundError:
         return 0
 
 
-def labelled(docker: Docker, trial: Path) -> list[str]:
+def labelled(docker: Engine, trial: Path) -> list[str]:
     return docker.containers(f"label=primus.run={run_of(trial)}")
 
 
@@ -149,6 +150,57 @@ def test_a_hang_is_found_and_the_stacks_are_there(cli: Cli, docker: Docker, tria
     assert "the run hangs" in done.stderr
     assert "_fault" in (run_of(trial) / "attempts/1/logs/rank-0.stack").read_text()
     assert not labelled(docker, trial)
+
+
+def test_with_podman_too_nothing_is_left_behind(cli: Cli, podman: Engine, trial: Path) -> None:
+    """Ctrl-C, a killed launcher, a killed client."""
+    cli.env.update(podman.env)
+    place = ("--engine", "podman")
+    process = cli.start(*counting(*ENDLESS, place=place), **PLAIN)
+    wait_for(lambda: steps(trial) > 5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopped after step" in out
+    for attempt, victim in ((2, "primus.cli"), (3, "run --rm")):
+        process = cli.start(*counting(*ENDLESS, place=place), **PLAIN)
+        wait_for(lambda number=attempt: steps(trial, number) > 5)
+        for pid, line in processes_with("--image" if victim == "primus.cli" else f"primus.run={run_of(trial)}").items():
+            if victim in line and "conmon" not in line:
+                os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        wait_for(lambda: not labelled(podman, trial), 10, "the end of the container")
+    assert cli(*counting("train.steps=1", place=place), **PLAIN).returncode == 0
+
+
+def test_a_memory_limit_that_is_too_small_is_named(cli: Cli, docker: Docker, trial: Path) -> None:
+    fault = {"COUNTING_STEP_SECONDS": "0.01", "COUNTING_FAULT": "memory!:0:3"}
+    done = cli(*counting(place=("--memory", "300m")), **fault)
+    assert done.returncode == 1, done.stdout
+    assert "killed by SIGKILL by the kernel: out of memory (limit 300 MiB)" in " ".join(done.stderr.split())
+    assert "the memory limit of the container is too small" in done.stderr
+    none = cli(*counting("name=none", place=("--memory", "12m")), **PLAIN)  # not even for the agent
+    assert none.returncode == 1, none.stdout
+    assert "the container was killed, by its memory limit (--memory)" in " ".join(none.stderr.split())
+    assert not docker.containers()
+
+
+def test_two_nodes_of_a_slurm_job_train_in_containers(cli: Cli, docker: Docker, cluster: Cluster, trial: Path) -> None:
+    inner = counting("backend=counting_torchrun", "train.steps=100", place=("--env", "HF_TOKEN=hf_geheim"))
+    shown = cli("slurm", "-N2", "--", *inner, "--dry-run", "--json", **PLAIN)
+    submitted, first = json.loads(shown.stdout)["commands"]
+    assert submitted[0] == "sbatch"
+    assert "--network host" in " ".join(first)
+    assert "geheim" not in shown.stdout
+    process = cli.start("slurm", "srun", "-N2", "--", *inner, **PLAIN)
+    wait_for(lambda: steps(trial) > 2, 100)
+    assert len(labelled(docker, trial)) == 2
+    assert not {pid: line for pid, line in processes_with("geheim").items() if pid != process.pid}
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, out + err
+    assert read_run(run_of(trial)).status == "complete"
+    assert not labelled(docker, trial)
+    assert not [path for path in run_of(trial).rglob("*") if path.is_file() and b"geheim" in path.read_bytes()]
 
 
 def test_leftovers_of_this_run_are_ended_and_no_others(cli: Cli, docker: Docker, trial: Path) -> None:

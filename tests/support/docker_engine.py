@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import shutil
 import subprocess
 import tarfile
 import time
@@ -28,16 +29,17 @@ FOREIGN = "primus-test:arm64"
 
 
 @dataclass(frozen=True)
-class Docker:
-    """A daemon. host: its DOCKER_HOST."""
+class Engine:
+    """program: its client. env: by which that finds what is the tests' own."""
 
-    host: str
+    program: str
+    env: dict[str, str]
 
     def __call__(self, *arguments: str, timeout: float = 60) -> str:
         """Run the client; returns what it prints."""
         done = subprocess.run(
-            ["docker", *arguments],
-            env={**os.environ, "DOCKER_HOST": self.host},
+            [self.program, *arguments],
+            env={**os.environ, **self.env},
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -52,14 +54,30 @@ class Docker:
         with tarfile.open(fileobj=archive, mode="w") as file:
             for path in paths:
                 file.add(path, path.name)
-        environment = {**os.environ, "DOCKER_HOST": self.host}
-        command = ["docker", "cp", "-", f"{container}:{directory}"]
+        environment = {**os.environ, **self.env}
+        command = [self.program, "cp", "-", f"{container}:{directory}"]
         subprocess.run(command, env=environment, input=archive.getvalue(), capture_output=True, check=True)
 
     def containers(self, *filters: str) -> list[str]:
         """Names, running or not."""
         options = [word for text in filters for word in ("--filter", text)]
         return self("ps", "--all", "--format", "{{.Names}}", *options).split()
+
+
+class Docker(Engine):
+    """host: the daemon's DOCKER_HOST."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__("docker", {"DOCKER_HOST": host})
+
+    @property
+    def host(self) -> str:
+        return self.env["DOCKER_HOST"]
+
+
+class Podman(Engine):
+    def __init__(self, env: dict[str, str]) -> None:
+        super().__init__("podman", env)
 
 
 def engine(directory: Path) -> Iterator[Docker]:
@@ -110,6 +128,15 @@ def _daemon(directory: Path) -> Iterator[Docker]:
             docker("rm", "--force", name)
         daemon.terminate()
         daemon.wait(30)
+        _clear(directory)
+
+
+def _clear(directory: Path) -> None:
+    """Take away what an engine has mounted in `directory`, and its images."""
+    for line in reversed(Path("/proc/mounts").read_text().splitlines()):
+        if line.split()[1].startswith(f"{directory}/"):
+            subprocess.run(["umount", "--lazy", line.split()[1]], check=False)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _answers(docker: Docker, daemon: subprocess.Popen[bytes]) -> bool:
@@ -123,6 +150,37 @@ def _answers(docker: Docker, daemon: subprocess.Popen[bytes]) -> bool:
     daemon.terminate()
     daemon.wait(30)
     return False
+
+
+def podman(directory: Path) -> Iterator[Podman]:
+    """Podman with storage of its own in `directory` and IMAGE in it. It has no daemon."""
+    if os.getuid() != 0:
+        unavailable("podman's settings here are root's")
+    need(["podman", "runc", "catatonit", "conmon", "mmdebstrap"], ["podman", "runc", "conmon", "mmdebstrap"])
+    settings, storage = directory / "containers.conf", directory / "storage.conf"
+    # the engine's own limits are more than a machine that is itself a container or a small virtual one may set
+    settings.write_text(
+        '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\nnetns = "host"\n'
+        '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n'
+    )
+    archive = _archive()
+    for driver in ("overlay", "vfs"):
+        storage.write_text(
+            f'[storage]\ndriver = "{driver}"\nrunroot = "{directory}/run"\ngraphroot = "{directory}/{driver}"\n'
+        )
+        found = Podman({"CONTAINERS_CONF": str(settings), "CONTAINERS_STORAGE_CONF": str(storage)})
+        try:
+            found("import", "--quiet", str(archive), IMAGE)
+            found("run", "--rm", "--entrypoint", "true", IMAGE)
+            break
+        except AssertionError as error:
+            said = str(error)
+    else:
+        unavailable(f"podman does not run containers here: {said[-600:]}")
+    yield found
+    for name in found.containers():
+        found("rm", "--force", name)
+    _clear(directory)
 
 
 def _rewrite(saved: Path, foreign: Path) -> None:

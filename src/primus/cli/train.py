@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +94,11 @@ def _on_slurm(options: Options, places: Places, invocation: Invocation) -> int:
     if not options.dry_run:
         return submit(job, places)
     words, script = rehearse(job.continued(), places)
-    _show(job, words, options, script=script)
+    commands: list[Sequence[str]] = [words]
+    if places.container:  # on the first of the nodes, whose engine and image may be others than this machine's
+        first = replace(job, place=replace(job.place, nnodes=places.nnodes, rdzv="HOST:PORT"))
+        commands.append(first.rehearse()[0].words)
+    _show(job, commands, options, script=script)
     return 0
 
 
@@ -150,21 +154,21 @@ def _prepared(options: Options) -> Resolved:
 def _dry_run(options: Options, places: Places, invocation: Invocation) -> int:
     job = _job(options, places, invocation, _prepared(options)).continued()
     rendered, note = job.rehearse()
-    _show(job, rendered.words, options)
+    _show(job, [rendered.words], options)
     if note and not options.as_json:
         click.echo(f"\n{note}")
     return 0
 
 
-def _show(job: Job, words: Sequence[str], options: Options, *, script: str = "") -> None:
-    """The plan, the command and the batch script of a dry run."""
+def _show(job: Job, commands: Sequence[Sequence[str]], options: Options, *, script: str = "") -> None:
+    """The plan, the commands and the batch script of a dry run."""
     from primus.plan.render import as_json, render
 
     if options.as_json:
-        click.echo(as_json(job.plan, [words], script=script), nl=False)
+        click.echo(as_json(job.plan, commands, script=script), nl=False)
         return
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
-    click.echo(render(job.plan, [words], script=script, width=width), nl=False)
+    click.echo(render(job.plan, commands, script=script, width=width), nl=False)
 
 
 def _uses_stdlib(resolved: Resolved) -> bool:

@@ -27,7 +27,7 @@ from types import FrameType
 
 from primus.events.bus import Bus
 from primus.events.types import Notice, RankFailed, RanksStarted
-from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent, ending, memory_kills, node_name
+from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent, ending, memory_kills, memory_limit, node_name
 
 TAIL_LINES = 100
 GRACE_SECONDS = 10
@@ -134,7 +134,8 @@ class Reporter:
             error, cause = "ended because the run hung", "hang"
         elif code == -signal.SIGKILL:
             if memory_kills() > self.memory_kills >= 0:
-                error += " by the kernel: out of memory"
+                limit = memory_limit()
+                error += " by the kernel: out of memory" + (f" (limit {limit / 2**20:,.0f} MiB)" if limit else "")
             else:
                 error += " from outside"
         if full(self.task.attempt):

@@ -147,7 +147,7 @@ def gpus_of(container: Container, plan: Plan) -> Gpus:
 def _check_paths(container: Container, plan: Plan) -> None:
     """Raise LaunchError for what would be mounted or passed in but is not on this machine."""
     problems = [
-        Problem("--volume", f"{mount.source} does not exist", "an engine would make an empty directory there")
+        Problem("--volume", f"{mount.source} does not exist", "create it, or correct the path")
         for mount in container.volumes
         if not os.path.exists(mount.source)
     ]

@@ -30,6 +30,16 @@ def _cause(pattern: str, cause: str, remedy: str) -> Cause:
 # The first that matches error or traceback is shown.
 CAUSES = (
     _cause(
+        r"by the kernel: out of memory \(limit",
+        "the memory limit of the container is too small",
+        "a larger container --memory; or a smaller train.micro_batch_size, recompute=full, fewer processes a node",
+    ),
+    _cause(
+        r"^the agent exited with code 137",
+        "the container was killed, by its memory limit (--memory) or from outside",
+        "a larger --memory, then run again: it continues from the newest checkpoint",
+    ),
+    _cause(
         r"by the kernel: out of memory",
         "the machine ran out of memory",
         "use a smaller train.micro_batch_size, recompute=full, or fewer processes a node",

@@ -94,6 +94,18 @@ def memory_kills() -> int:
     return -1
 
 
+def memory_limit() -> int | None:
+    """Bytes that the container this process is in may use; None outside of one, and without a limit."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path, encoding="ascii") as file:
+                limit = int(file.read())
+        except (OSError, ValueError):
+            continue
+        return limit if limit < 1 << 60 else None
+    return None
+
+
 def ending(code: int) -> str:
     """An exit status in words: ``killed by SIGSEGV``, ``exited with code 3``."""
     if code >= 0:

@@ -136,6 +136,9 @@ def _fault(session: Session, step: int) -> Literal["complete", "stopped"] | None
         return "complete"
     if kind == "stopped":
         return "stopped"
+    if kind == "memory":
+        held = [b"x" * (1 << 26) for _ in range(32)]  # 2 GiB
+        return None if held else "stopped"
     if kind == "hang":
         time.sleep(3600)
     os.kill(os.getpid(), signal.Signals[kind])
