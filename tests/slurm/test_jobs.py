@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -25,6 +26,9 @@ def test_two_nodes_train_as_one_job(cli: Cli, cluster: Cluster, trial: Path, bac
     assert names == {"events-rank0.jsonl", "events-rank1.jsonl"}
     assert log(run_of(trial)).count("complete: 5 steps in") == 1  # what all nodes say is said once
     assert record(run_of(trial)) == ["started", "done"]
+    shown = cli("run", "show", "trial").stdout
+    assert re.search(rf"Slurm job {job}: completed; .*\n.*\n.*n1, n2 +0 +complete", shown), shown
+    assert "complete: 5 steps" in cli("run", "logs", "trial", "--job").stdout
     assert "trial is complete: 5 of 5 steps" in cli("slurm", "-N", "2", *train(f"backend={backend}")).stdout
 
 
@@ -63,6 +67,15 @@ def test_a_run_that_waits_or_runs_is_not_submitted_again(cli: Cli, cluster: Clus
     assert again.returncode == 1
     assert f"this run is Slurm job {job} already: pending (JobHeldUser)" in again.stderr
     assert not (run_of(trial) / "jobs" / "2").exists()
+    assert "queued (JobHeldUser)" in cli("run", "list").stdout
+    assert f"Slurm job {job}: pending (JobHeldUser)" in cli("run", "show", "trial").stdout
+    assert json.loads(cli("run", "show", "trial", "--json").stdout)["job"]["state"] == "pending"
+    silent = cli("run", "logs", "trial", "--job")
+    assert (silent.returncode, f"nothing yet: Slurm job {job}: pending" in silent.stderr) == (2, True)
+    assert "what its job printed: --job" in cli("run", "logs", "trial").stderr
+    cluster.run("scancel", str(job))
+    assert f"Slurm job {job}: cancelled" in cli("run", "show", "trial").stdout
+    assert "cancelled" in cli("run", "list").stdout
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,9 @@ def test_a_dead_node_is_left_out_and_the_run_goes_on(cli: Cli, cluster: Cluster,
     assert record(run) == ["started", "again", "excluded", "started", "done"]
     assert json.loads((run / "excluded.json").read_text())["n2"]["reason"] == "it does not answer"
     assert "n2: it does not answer" in log(run)
+    shown = cli("run", "show", "trial").stdout
+    assert re.search(r"n1, n2 +0 +queued again: n2: it does not answer", shown), shown
+    assert re.search(r"avoided until .*: n2: it does not answer", shown)
     more = cli("slurm", "-N", "2", "--hold", *train("train.steps=400"))
     assert "n2 is avoided: it does not answer" in more.stderr
     again = int(re.findall(r"Slurm job (\d+)", more.stdout)[0])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from primus.cli import run_jobs
 from primus.cli.run_show import print_run
 from primus.cli.runs import AS_JSON, RUNS_DIR, all_runs, find_run, is_alive, print_json, root_of, table
 from primus.errors import PrimusError, UsageError
@@ -39,7 +40,8 @@ def list_runs(runs_dir: Path | None, as_json: bool) -> int:
     rows: list[dict[str, Any]] = []
     for path in all_runs(root):
         try:
-            rows.append(_brief(read_run(path, alive=is_alive(path), tail=TAIL)))
+            row = _brief(read_run(path, alive=is_alive(path), tail=TAIL))
+            rows.append(row | {"status": run_jobs.status(path, row["status"])})
         except PrimusError as error:
             rows.append({"name": path.name, "directory": str(path), "status": "unreadable", "problem": str(error)})
     if as_json:
@@ -97,6 +99,7 @@ def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(
             _brief(history)
+            | run_jobs.as_dict(run)
             | {
                 "facts": facts(history),
                 "tokens": history.tokens,
@@ -121,6 +124,7 @@ def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
         samples, last = units.plural(sum(entry.count for entry in left_out), "sample"), left_out[-1]
         lines["left out"] = f"{samples}, the last for step {last.step:,}: {last.reason[:500]}"
     print_run(history, lines, [f"{entry.step:,} ({entry.state})" for entry in entries])
+    run_jobs.print_jobs(run)
 
 
 @command.command(help="Draw the loss here, and write the report (or FILE: .html, or the loss curve as .svg).")
@@ -172,14 +176,15 @@ def _draw(history: RunHistory) -> None:
 @click.argument("name")
 @click.option("--rank", type=click.IntRange(0), default=0, show_default=True, help="Whose log.")
 @click.option("--attempt", type=click.IntRange(1), help="Default: the newest.")
+@click.option("--job", is_flag=True, help="What the batch system's newest job of the run printed, instead of a rank.")
 @click.option("--lines", type=click.IntRange(1), metavar="N", help="Only the last N lines.")
 @click.option("--follow", is_flag=True, help="Go on while the run writes; Ctrl-C ends it.")
 @RUNS_DIR
 def logs(  # noqa: PLR0917 - the options of the command line
-    name: str, rank: int, attempt: int | None, lines: int | None, follow: bool, runs_dir: Path | None
+    name: str, rank: int, attempt: int | None, job: bool, lines: int | None, follow: bool, runs_dir: Path | None
 ) -> None:
     run = find_run(name, runs_dir)
-    path = _log_file(run, rank, attempt)
+    path = run_jobs.job_log(run) if job else _log_file(run, rank, attempt)
     try:
         with path.open("rb") as stream:
             text = stream.read()
@@ -207,7 +212,8 @@ def _log_file(run: Path, rank: int, attempt: int | None) -> Path:
     folder = run / "attempts"
     numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
     if not numbers:
-        raise UsageError(f"run '{run.name}' has no attempts yet")
+        remedy = "what its job printed: --job" if (run / "jobs").is_dir() else ""
+        raise UsageError(f"run '{run.name}' has no attempts yet", remedy=remedy)
     if attempt is not None and attempt not in numbers:
         raise UsageError(f"run '{run.name}' has no attempt {attempt}", remedy=f"it has {', '.join(map(str, numbers))}")
     logs = folder / str(attempt or numbers[-1]) / "logs"

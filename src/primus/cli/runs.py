@@ -46,7 +46,7 @@ def all_runs(root: Path) -> list[Path]:
 
 def _is_run(path: Path) -> bool:
     # not Path.exists, which raises for a name that is too long
-    return any(os.path.exists(path / name) for name in ("plan.json", "attempts", "checkpoints"))
+    return any(os.path.exists(path / name) for name in ("plan.json", "attempts", "checkpoints", "jobs"))
 
 
 def find_run(name: str, option: Path | None) -> Path:

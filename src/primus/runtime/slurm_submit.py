@@ -80,7 +80,7 @@ def submit(job: Job, places: Places) -> int:
     tell(
         f"queued as Slurm job {directory.id} on {units.plural(place.nodes, 'node')}: {directory.path}\n"
         f"  state     {again} show {name}\n"
-        f"  output    {again} logs {name} --follow\n"
+        f"  output    {again} logs {name} --job --follow\n"
         f"  stop      scancel {directory.id}"
     )
     return 0

@@ -1,0 +1,85 @@
+"""What has become of a run's jobs: what Slurm says now, and what the job's own record says when Slurm has forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from primus.errors import LaunchError
+from primus.launch import slurm_client
+from primus.runtime.jobs import JobDirectory
+
+ENDINGS = {
+    "done": "complete",
+    "failed": "failed",
+    "stopped": "stopped",
+    "again": "queued again",
+    "left": "queued again",
+}
+
+
+@dataclass(frozen=True)
+class JobStart:
+    """One start of a job. ended: why it ended; empty while it runs or where nobody could say."""
+
+    nodes: tuple[str, ...]
+    step: int
+    time: float
+    ended: str = ""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """number: K of ``jobs/K``. id: Slurm's. state: ``pending``, ``running``, ``completed``, ...; ``unknown``
+    where Slurm cannot be asked. reason: why it waits, in Slurm's word. starts: oldest first."""
+
+    number: int
+    id: str
+    state: str
+    reason: str
+    starts: tuple[JobStart, ...]
+
+    @property
+    def waits(self) -> bool:
+        return self.state in ("pending", "requeued", "requeue_hold")
+
+    def __str__(self) -> str:
+        return f"Slurm job {self.id}: {self.state}" + (f" ({self.reason})" if self.reason else "")
+
+
+def newest(run: Path) -> JobState | None:
+    """The state of the run's newest job that Slurm was given; None when there is none. Slurm is asked only about jobs
+    whose record has no end."""
+    jobs = [job for job in JobDirectory.all(run) if job.id]
+    return _state(jobs[-1]) if jobs else None
+
+
+def _state(job: JobDirectory) -> JobState:
+    record = job.record()
+    starts = tuple(_starts(record))
+    last = record[-1] if record else {}
+    if last.get("final"):
+        state = {"done": "completed", "failed": "failed"}.get(last["event"], "stopped")
+        return JobState(job.number, job.id, state, "", starts)
+    try:
+        found = slurm_client.job(job.id)
+    except LaunchError:
+        return JobState(job.number, job.id, "unknown", "Slurm cannot be asked from here", starts)
+    if found is None:
+        return JobState(job.number, job.id, "gone", "Slurm has forgotten it, and it wrote no end", starts)
+    reason = found.reason if found.state in slurm_client.WAITING else ""
+    return JobState(job.number, job.id, found.state.lower(), reason, starts)
+
+
+def _starts(record: list[dict[str, Any]]) -> list[JobStart]:
+    starts: list[JobStart] = []
+    for entry in record:
+        if entry["event"] == "started":
+            starts.append(JobStart(tuple(entry["nodes"]), entry["step"], entry["time"]))
+        elif starts and entry["event"] in ENDINGS:
+            ended = ENDINGS[entry["event"]]
+            said = entry.get("reason", "")
+            text = ended if said in ("", ended) else f"{ended}: {said}"
+            starts[-1] = JobStart(starts[-1].nodes, starts[-1].step, starts[-1].time, text)
+    return starts
