@@ -1,6 +1,7 @@
 """What a step costs that saves in the background: against the steps around it, on the disk as it is and on a slow one.
 
-    python benchmarks/async_checkpoint.py [--backend torchtitan|megatron] [--saves 4] [--slow 50] [--directory DIR]
+    python benchmarks/async_checkpoint.py [--backend torchtitan|megatron] [--saves 4] [--tokens 512] [--slow 100]
+                                           [--directory DIR]
 
 One process trains a Llama of 100 M parameters on the CPU and saves after every ``EVERY`` steps (1.2 GB). A step is what
 lies between two ``step_done`` events: the one after a save begins holds its start and the copying aside. The slow disk
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from primus.backends import registry
@@ -34,7 +35,7 @@ name: async-checkpoint
 model: {{model_type: llama, vocab_size: 16384, hidden_size: 768, intermediate_size: 2048, num_hidden_layers: 11,
   num_attention_heads: 12, max_position_embeddings: 2048}}
 data: {{train: synthetic}}
-train: {{steps: {steps}, global_batch_size: 1, seq_length: 256}}
+train: {{steps: {steps}, global_batch_size: 1, seq_length: {tokens}}}
 optimizer: {{lr: 1.0e-5, schedule: {{name: constant, warmup_steps: 0}}}}
 precision: fp32
 checkpoint: {{interval: {every}, keep: 1}}
@@ -59,11 +60,12 @@ def throttled(directory: Path, megabytes: float) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Setting:
-    """every: steps between two saves."""
+    """every: steps between two saves; tokens: in a step."""
 
     backend: str
     saves: int
     every: int
+    tokens: int
 
 
 def train(setting: Setting, run: Path, group: Path | None, results: multiprocessing.SimpleQueue) -> None:
@@ -73,7 +75,7 @@ def train(setting: Setting, run: Path, group: Path | None, results: multiprocess
     logging.disable(logging.WARNING)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     file = run / "experiment.yaml"
-    file.write_text(EXPERIMENT.format(steps=setting.every * (setting.saves + 1), every=setting.every), encoding="utf-8")
+    file.write_text(EXPERIMENT.format(steps=setting.every * (setting.saves + 1), **asdict(setting)), encoding="utf-8")
     plan = make_plan(load(file, [f"backend={setting.backend}"]), nproc=1, run_directory=run)
     os.environ |= plan.env
     (run / "attempts" / "1").mkdir(parents=True)
@@ -134,10 +136,11 @@ def main() -> None:
     parser.add_argument("--backend", default="torchtitan")
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--saves", type=int, default=4)
-    parser.add_argument("--every", type=int, default=6, help="steps between two saves")
+    parser.add_argument("--every", type=int, default=5, help="steps between two saves")
+    parser.add_argument("--tokens", type=int, default=512, help="in a step")
     parser.add_argument("--slow", type=float, default=100.0, help="MB/s of the slow disk")
     given = parser.parse_args()
-    setting = Setting(given.backend, given.saves, given.every)
+    setting = Setting(given.backend, given.saves, given.every, given.tokens)
     with tempfile.TemporaryDirectory(dir=given.directory) as folder:
         root = Path(folder)
         measure("the disk as it is", setting, root, None)

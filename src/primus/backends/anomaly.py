@@ -31,8 +31,8 @@ class Anomalies:
         ranks, loss, norm = readings.unfinite_ranks, readings.loss, readings.grad_norm
         if not ranks and math.isfinite(loss) and math.isfinite(norm):
             return self._spike(loss)
-        what = f"the loss is {loss}"
-        what += f", but the gradient norm is {norm}" if math.isfinite(loss) else ""
+        what = f"the loss is {loss:.6g}"
+        what += f", but the gradient norm is {norm:.6g}" if math.isfinite(loss) else ""
         return what + (f" on rank {', '.join(map(str, ranks))}" if ranks else " (one figure for all ranks)")
 
     def _spike(self, loss: float) -> str:
