@@ -57,7 +57,8 @@ def ours(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
     registry.get(plan.experiment.backend).run(plan, replace(session, emit=emit))
 
 
-def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
+def bare(plan: Plan, session: Session, clock: Callable[[], None], save_every: int = 0) -> None:
+    """save_every: steps between checkpoints of its own, from the newest of which it continues; 0: none."""
     from primus.backends.torchtitan import patches
 
     patches.apply(plan.patches)
@@ -112,7 +113,7 @@ def bare(plan: Plan, session: Session, clock: Callable[[], None]) -> None:
         optimizer=default_adamw(lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay),
         lr_scheduler=LRSchedulersContainer.Config(warmup_steps=2),
         metrics=MetricsProcessor.Config(disable_color_printing=True),
-        checkpoint=CheckpointManager.Config(enable=False),
+        checkpoint=CheckpointManager.Config(enable=save_every > 0, interval=save_every or 500, keep_latest_k=2),
     ).build()
     trainer.train()
     trainer.close()

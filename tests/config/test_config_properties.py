@@ -155,8 +155,9 @@ def test_any_override_is_taken_or_refused_politely(override: str, minimal: str, 
 def example(key: Key) -> Any:
     """A value that `key` takes, other than its default where it can be."""
     kind, metadata = alternatives(key.field.annotation)[-1]
-    if key.dotted in {"name": "", "resilience.hang_timeout": ""} or any(isinstance(item, Words) for item in metadata):
-        return {"name": "x1", "resilience.hang_timeout": "7m"}[key.dotted]
+    worded = {"name": "x1", "resilience.hang_timeout": "7m", "resilience.restart_window": "7m"}
+    if key.dotted in worded or any(isinstance(item, Words) for item in metadata):
+        return worded[key.dotted]
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         default = key.field.get_default(call_default_factory=True, validated_data={})
@@ -174,6 +175,7 @@ ODD = {
     "env": {"A": "b"},
     "hardware.peak_tflops": {"bf16": 5.0},
     "backend": "torchtitan",
+    "resilience.spike_factor": 3.0,
     "model.init": "native",
 }
 LEAVES = [key for key in keys().values() if not key.subsection]

@@ -148,7 +148,7 @@ def test_a_hang_is_found_and_the_stacks_are_there(cli: Cli, docker: Docker, tria
     done = cli(*counting("resilience.hang_timeout=2s"), COUNTING_STEP_SECONDS="0.01", COUNTING_FAULT="hang!:0:3")
     assert done.returncode == 1, done.stdout
     assert "the run hangs" in done.stderr
-    assert "_fault" in (run_of(trial) / "attempts/1/logs/rank-0.stack").read_text()
+    assert "_fault" in (run_of(trial) / "attempts/1/logs/hang-1/rank-0.stack").read_text()
     assert not labelled(docker, trial)
 
 

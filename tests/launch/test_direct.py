@@ -21,6 +21,7 @@ def command(place: Direct, **more: Any) -> Command:
         "nproc": 4,
         "processes": "torchrun",
         "max_restarts": 2,
+        "restart_window": 5400.0,
         "replica_groups": 1,
         "run_id": "a-run-3-0123",
         "env": {"NCCL_DEBUG": "WARN"},

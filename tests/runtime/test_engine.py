@@ -43,17 +43,25 @@ def newest(run: Path) -> int:
 
 
 def ranks(run: Path) -> dict[str, int]:
-    return {environment_of(pid)["RANK"]: pid for pid in processes_with(f"primus.runtime.worker {run}")}
+    found = {environment_of(pid).get("RANK", ""): pid for pid in processes_with(f"primus.runtime.worker {run}")}
+    return {rank: pid for rank, pid in found.items() if rank}
 
 
 def test_killed_rank_then_stop_then_killed_launcher_then_done(cli: Cli, run: Path) -> None:
     """One run through four lives; every life begins where the one before had saved, and no step is missing."""
     first = cli.start(*words())
     wait_for(lambda: newest(run) >= 20, 120)
-    os.kill(ranks(run)["1"], signal.SIGKILL)
-    _, err = first.communicate(timeout=60)
-    assert first.returncode == 1
-    assert re.search(r"^rank 1 on \S+ failed: killed by SIGKILL from outside", err, re.MULTILINE), err
+    before = ranks(run)
+    os.kill(before["1"], signal.SIGKILL)
+    wait_for(lambda: len(ranks(run)) == 2 and not ranks(run).items() & before.items(), 60)
+    events = run / "attempts/1/events-rank0.jsonl"
+    wait_for(lambda: events.read_text().count("run_started") == 2, 60)
+    wait_for(lambda: "step_done" in events.read_text().rpartition("run_started")[2])
+    first.send_signal(signal.SIGTERM)
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 143, err
+    assert re.search(r"rank 1 on \S+ failed: killed by SIGKILL from outside", out), out
+    assert "the processes are started again, 2 further restarts allowed" in out
     assert not ranks(run)
 
     second = cli.start(*words())

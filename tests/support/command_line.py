@@ -22,6 +22,7 @@ data: {{train: synthetic}}
 train: {{steps: 5, global_batch_size: 8, seq_length: 64}}
 optimizer: {{lr: 1e-3}}
 precision: fp32
+resilience: {{max_restarts: 0}}
 """
 
 
@@ -96,5 +97,8 @@ def processes_with(text: str) -> dict[int, str]:
 
 
 def environment_of(pid: int) -> Mapping[str, str]:
-    raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    """Empty when the process has just gone."""
+    raw: list[bytes] = []
+    with suppress(OSError):
+        raw = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return dict(item.decode(errors="replace").split("=", 1) for item in raw if b"=" in item)

@@ -98,6 +98,8 @@ class Session:
     emit: Callable[[Event], None]
     stop_requested: Callable[[], bool]
     """This process was asked to stop. Not collective: a backend agrees on it across ranks at a step boundary."""
+    finished: Callable[[int], None] = lambda step: None
+    """Called in every process with the number of the step that it has just finished."""
     group: int = 0
     """The replica group."""
 

@@ -22,7 +22,7 @@ from typing import TypeVar
 from primus.backends.base import Session
 from primus.checkpoints import store
 from primus.checkpoints.store import CheckpointFile, CheckpointInfo
-from primus.config.units import seconds
+from primus.config.units import least_seconds
 from primus.errors import CheckpointError, PrimusError, Problem, TrainingError
 from primus.events.types import CheckpointSaved, Notice
 from primus.plan.plan import Plan
@@ -74,7 +74,7 @@ class RunCheckpoints(ABC):
         self._ready = False
         self._hurry = Event()
         """Somebody waits for the save: it makes no pauses."""
-        self._patience = min(LONGEST_PAUSE, seconds(plan.experiment.resilience.hang_timeout) / 4)
+        self._patience = min(LONGEST_PAUSE, least_seconds(plan.experiment.resilience.hang_timeout) / 4)
 
     @abstractmethod
     def _prepare(self, *, background: bool) -> Stage:

@@ -77,7 +77,7 @@ class Engine(Protocol):
 
     def shorten_timeouts(self) -> None:
         """Called once, after the first step, in every one of several processes: it compiles and connects; from now on
-        a collective may take ``resilience.hang_timeout``."""
+        a collective may take ``units.collective_seconds`` of ``resilience.hang_timeout``."""
         ...
 
     def close(self) -> None:
@@ -183,6 +183,7 @@ class Loop:
         self.step += 1
         self.consumed += train.global_batch_size
         self._anomalies.learnt(self.step, readings.loss)
+        self.session.finished(self.step)
         if self.session.rank == 0:
             tokens, seconds = train.global_batch_size * train.seq_length, time.perf_counter() - began
             mfu = None if self._flops is None else self.plan.flops_per_token * tokens / seconds / self._flops

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from primus.config.units import seconds
+from primus.config.units import multiple, seconds
 
 
 class Words(NamedTuple):
@@ -21,6 +21,15 @@ class Words(NamedTuple):
 
 def _duration(text: str) -> str:
     seconds(text)
+    return text
+
+
+def _hang_timeout(text: str) -> str:
+    factor = multiple(text)
+    if factor is None:
+        seconds(text)
+    elif factor < 2:
+        raise ValueError("must be a duration, or at least 2x the usual step")
     return text
 
 
@@ -37,6 +46,11 @@ Name = Annotated[
     Words("letters, digits, '.', '_' and '-' (at most 128), beginning with a letter or digit"),
 ]
 Duration = Annotated[str, AfterValidator(_duration), Words("a duration with its unit, such as 90s, 10m or 1h30m")]
+HangTimeout = Annotated[
+    str,
+    AfterValidator(_hang_timeout),
+    Words("a duration with its unit, such as 90s or 10m, or a multiple of the usual step, such as 20x"),
+]
 
 Workflow = Literal["pretrain"]
 Precision = Literal["fp32", "bf16", "fp8"]
@@ -388,12 +402,18 @@ class Resilience(Section):
         "each step until it is back, and hand it their weights.",
     )
     max_restarts: NonNegativeInt = Field(
-        default=0, description="Times the processes are started again after a failure that a restart can mend."
+        default=3,
+        description="Times the processes are started again within `restart_window` after a failure that a restart can "
+        "mend; three starts in a row that end at the same step are the last in any case.",
     )
-    hang_timeout: Duration = Field(
+    restart_window: Duration = Field(
+        default="1h", description="Restarts longer ago than this count no more.", examples=["30m", "1d"]
+    )
+    hang_timeout: HangTimeout = Field(
         default="10m",
-        description="A step (or collective) that takes longer counts as a failure.",
-        examples=["90s", "10m", "1h30m"],
+        description="A run without a step for longer hangs: every rank's stack is kept and the processes are started "
+        "again. A multiple is of the median of recent steps, and at least 30 s.",
+        examples=["90s", "10m", "20x"],
     )
     anomaly: Literal["stop", "skip_step", "rollback"] = Field(
         default="stop",

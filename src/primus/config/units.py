@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MULTIPLE = re.compile(r"([0-9]+(?:\.[0-9]+)?)x\Z")
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _DURATION = re.compile(rf"(?:{_PART.pattern})+\Z")
+SHORTEST_MULTIPLE = 30.0
+"""Seconds that a multiple of the step means at least: short steps vary by more than long ones."""
 LONGEST = 366 * 86400.0
 
 
@@ -18,3 +21,20 @@ def seconds(text: str) -> float:
     if not 0 < total <= LONGEST:
         raise ValueError("must be a duration longer than nothing and at most 366d")
     return total
+
+
+def multiple(text: str) -> float | None:
+    """``20x`` -> 20.0; None when `text` is no multiple."""
+    match = _MULTIPLE.match(text)
+    return float(match[1]) if match else None
+
+
+def least_seconds(hang_timeout: str) -> float:
+    """How long a run may be silent at least, for a ``resilience.hang_timeout``."""
+    return SHORTEST_MULTIPLE if multiple(hang_timeout) else seconds(hang_timeout)
+
+
+def collective_seconds(hang_timeout: str) -> float:
+    """How long a collective may take, for a ``resilience.hang_timeout``: longer than the launcher waits for a step, so
+    that it still finds the ranks and asks them where they stand. What a multiple comes to, it alone knows."""
+    return 86400.0 if multiple(hang_timeout) else seconds(hang_timeout) + 60.0

@@ -102,7 +102,8 @@ class Notice(Event):
 @dataclass(frozen=True, kw_only=True)
 class RankFailed(Event):
     """cause: ``error`` (it raised one), ``anomaly`` (a loss or gradient norm that must not count), ``died`` (it left
-    without a word: a signal, an exit code), ``hang`` (it was ended because the run hung)."""
+    without a word: a signal, an exit code), ``hang`` (the run hung, and the others waited for this
+    one as far as it could be told)."""
 
     kind: ClassVar[str] = "rank_failed"
     rank: int

@@ -76,6 +76,7 @@ def render(
     nproc: int,
     processes: Literal["torchrun", "plain"],
     max_restarts: int,
+    restart_window: float,
     replica_groups: int,
     run_id: str,
     env: Mapping[str, str],
@@ -85,13 +86,14 @@ def render(
 ) -> Command:
     """The agent of this node.
 
-    python: interpreter of the plan's environment. attempt: the attempt's directory. nproc: ranks on each node. run_id:
-    equal on all nodes, new for each attempt. env: the plan's. import_path: the ``PYTHONPATH`` with which `python` finds
-    Primus, by its first entry, and what the caller had there. cores: of this machine. inherited: the caller's
-    environment, which decides only whether OMP_NUM_THREADS is set already.
+    python: interpreter of the plan's environment. attempt: the attempt's directory. nproc: ranks on each node.
+    restart_window: in seconds. run_id: equal on all nodes, new for each attempt. env: the plan's. import_path: the
+    ``PYTHONPATH`` with which `python` finds Primus, by its first entry, and what the caller had there. cores: of this
+    machine. inherited: the caller's environment, which decides only whether OMP_NUM_THREADS is set already.
     """
     argv = [python, "-P", "-m", "primus.runtime.agent", str(attempt)]
-    argv += ["--processes", processes, "--nproc", str(nproc), "--max-restarts", str(max_restarts), "--run-id", run_id]
+    argv += ["--processes", processes, "--nproc", str(nproc), "--max-restarts", str(max_restarts)]
+    argv += ["--restart-window", f"{restart_window:.12g}", "--run-id", run_id]
     if replica_groups > 1:
         argv += ["--replica-groups", str(replica_groups)]
     if place.nnodes > 1:

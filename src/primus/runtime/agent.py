@@ -4,7 +4,7 @@ The launcher starts it in a session of its own, so a Ctrl-C at the terminal reac
 Signals it takes:
 
 - SIGTERM, SIGINT: ask the ranks to stop. They save and leave in their own time, minutes if the checkpoint is large.
-- SIGUSR1: have every rank write its stack to its ``rank-N.stack`` file.
+- SIGUSR1: have every rank write its stack to its ``rank-N.stack`` file, and write what the kernel says of it.
 - SIGUSR2: end the ranks now; this counts as a failure that a restart can mend (a hang was found).
 
 It dies with the launcher, and the ranks with it. In a container, where the launcher is not its parent, it ends when its
@@ -19,19 +19,34 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from primus.events import units
 from primus.events.bus import Bus
 from primus.events.types import Notice, RankFailed, RanksStarted
-from primus.runtime.processes import FINAL, RETRYABLE, die_with_parent, ending, memory_kills, memory_limit, node_name
+from primus.runtime.processes import (
+    FINAL,
+    RETRYABLE,
+    STOPPED,
+    die_with_parent,
+    ending,
+    kernel_state,
+    memory_kills,
+    memory_limit,
+    node_name,
+    waiting_in,
+)
+from primus.runtime.restarts import LastStep, Restarts
 
-TAIL_LINES = 100
-GRACE_SECONDS = 10
-"""After a failure, how long the other ranks of the node may take to leave before they are killed."""
+TAIL_LINES = 300
+GRACE_SECONDS = 1.0
+"""After a failure, how long the other ranks of the node may take to say what they saw before they are killed. Nothing
+they do is of use any more, and a collective with a rank that is gone may never return."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,7 @@ class Task:
     rdzv: str
     run_id: str
     max_restarts: int
+    restart_window: float
     attached: bool = False
     replica_groups: int = 1
     """Groups of ranks on this node. With several, this agent starts another one for each of them."""
@@ -69,70 +85,94 @@ class Task:
 
 @dataclass
 class Control:
-    """What was asked of the agent. pids: the ranks' processes now."""
+    """What was asked of the agent. logs: where answers go. pids: the ranks' processes now, rank by rank.
+    between: no rank has been started yet, or none again."""
 
-    pids: Callable[[], list[int]] = field(default=list)
+    logs: Path | None = None
+    pids: Callable[[], dict[int, int]] = field(default=dict)
+    between: bool = True
     stopping: bool = False
     hung: bool = False
 
     def install(self) -> None:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGUSR1, lambda *_: self._send(signal.SIGUSR1))
+        signal.signal(signal.SIGUSR1, self._ask)
         signal.signal(signal.SIGUSR2, self._end)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
-        if not self._send(signal.SIGTERM):
-            raise SystemExit(0)  # nothing has been started yet: there is nothing to save
+        self._send(signal.SIGTERM)
+        if self.between:
+            raise SystemExit(STOPPED)  # there is nothing to save
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self.hung = True
         self._send(signal.SIGKILL)
 
-    def _send(self, number: signal.Signals) -> bool:
-        pids = self.pids()
-        for pid in pids:
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        for rank, pid in self.pids().items():  # before the signal wakes it
+            if self.logs is not None:
+                lines = {"node": node_name(), "pid": pid, "State": kernel_state(pid), "wchan": waiting_in(pid)}
+                text = "".join(f"{name}: {value}\n" for name, value in lines.items())
+                with suppress(OSError):
+                    (self.logs / f"rank-{rank}.state").write_text(text, encoding="utf-8")
+        self._send(signal.SIGUSR1)
+
+    def _send(self, number: signal.Signals) -> None:
+        for pid in self.pids().values():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-        return bool(pids)
 
 
 class Reporter:
-    """Says which ranks were started, and speaks for those that died without a word."""
+    """Says which ranks were started, speaks for those that died without a word, and decides whether they are started
+    again."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.bus = Bus(task.attempt, task.writer)
         self.memory_kills = memory_kills()
-        self.restart = -1
+        self.restarts = Restarts(task.max_restarts, task.restart_window)
+        self.last_step = LastStep(task.attempt)
 
-    def starting(self, first_rank: int) -> None:
-        """Called before the ranks of this node are started, each time."""
-        self.restart += 1
+    def starting(self, start: int, first_rank: int) -> None:
+        """Called before the ranks of this node are started. start: counts the starts of the attempt, from 0."""
+        self.last_step.mark()
         self.bus.emit(
             RanksStarted(
                 node=node_name(),
                 node_rank=self.task.node_rank,
                 first_rank=self.task.number(first_rank),
                 last_rank=self.task.number(first_rank + self.task.nproc - 1),
-                restart=self.restart,
+                restart=start,
             )
         )
 
-    def failed(self, codes: Mapping[int, int], control: Control) -> bool:
-        """Report what the ranks did not; True when starting again would not help. codes: rank -> exit status."""
+    def again(self, codes: Mapping[int, int], control: Control) -> bool:
+        """Report what the ranks did not, and whether they are to be started again. codes: rank -> exit status, of
+        those that ended by themselves."""
+        hung, control.hung = control.hung, False
+        codes = {self.task.number(rank): code for rank, code in codes.items()}
         for rank, code in codes.items():
-            if code not in (RETRYABLE, FINAL) and not (control.stopping and code == -signal.SIGTERM):
-                self.bus.emit(self._death(self.task.number(rank), code, control.hung))
-        control.hung = False
-        return FINAL in codes.values() or control.stopping
+            told = code in (RETRYABLE, FINAL) or (hung and code == -signal.SIGKILL)
+            if not told and not (control.stopping and code == -signal.SIGTERM):
+                self.bus.emit(self._death(rank, code))
+        if FINAL in codes.values() or control.stopping:
+            return False
+        step = self.last_step.read()
+        refusal = self.restarts.refuse(step)
+        if refusal is None:
+            what = "the run hung" if hung else f"rank {', '.join(map(str, sorted(codes)[:8]))} failed"
+            left = units.plural(self.restarts.left, "further restart")
+            self.bus.emit(Notice(message=f"{what}: the processes are started again, {left} allowed", step=step))
+        elif refusal:
+            self.bus.emit(Notice(message=refusal, step=step))
+        return refusal is None
 
-    def _death(self, rank: int, code: int, hung: bool) -> RankFailed:
+    def _death(self, rank: int, code: int) -> RankFailed:
         error, cause = ending(code), "died"
-        if code == -signal.SIGKILL and hung:
-            error, cause = "ended because the run hung", "hang"
-        elif code == -signal.SIGKILL:
+        if code == -signal.SIGKILL:
             if memory_kills() > self.memory_kills >= 0:
                 limit = memory_limit()
                 error += " by the kernel: out of memory" + (f" (limit {limit / 2**20:,.0f} MiB)" if limit else "")
@@ -142,11 +182,6 @@ class Reporter:
             error += f" ({os.strerror(errno.ENOSPC)})"  # neither its log nor its events could say so
         log = self.task.attempt / "logs" / f"rank-{rank}.log"
         return RankFailed(rank=rank, node=node_name(), error=error, traceback=tail(log), cause=cause)
-
-    def restarting(self, left: int) -> None:
-        self.bus.emit(
-            Notice(message=f"starting the processes again ({left} of {self.task.max_restarts} restarts left)")
-        )
 
 
 def full(directory: Path) -> bool:
@@ -180,6 +215,7 @@ def parse(arguments: list[str]) -> Task:
     parser.add_argument("--attached", action="store_true")
     parser.add_argument("--replica-groups", type=int, default=1)
     parser.add_argument("--replica-group", type=int)
+    parser.add_argument("--restart-window", type=float, default=3600.0)
     return Task(**vars(parser.parse_args(arguments)))
 
 
@@ -195,6 +231,7 @@ def main() -> None:
     control.install()
     die_with_parent()
     task = parse(sys.argv[1:])
+    control.logs = task.attempt / "logs"
     if task.attached:
         threading.Thread(target=_end_with_input, daemon=True).start()
     reporter = Reporter(task)
@@ -204,7 +241,16 @@ def main() -> None:
         from primus.runtime.elastic import run
     else:
         from primus.runtime.plain import run
-    sys.exit(run(task, control, reporter))
+    code: object = 1
+    try:
+        code = run(task, control, reporter)
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:  # noqa: BLE001 - the launcher shows it
+        traceback.print_exc()
+    sys.stderr.flush()
+    # Not sys.exit: the stores of several starts, and ranks stuck in the kernel, may hold up an orderly end for ever.
+    os._exit(code if isinstance(code, int) else 1)
 
 
 if __name__ == "__main__":

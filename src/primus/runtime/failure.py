@@ -40,6 +40,11 @@ CAUSES = (
         "a larger --memory, then run again: it continues from the newest checkpoint",
     ),
     _cause(
+        r"the run hangs: ",
+        "one rank is behind and the others wait for it, or all wait for something else",
+        "read every rank's stack; raise resilience.hang_timeout if a step may take so long",
+    ),
+    _cause(
         r"by the kernel: out of memory",
         "the machine ran out of memory",
         "use a smaller train.micro_batch_size, recompute=full, or fewer processes a node",
@@ -103,14 +108,7 @@ def screen(outcome: Outcome, logs: Path, every_log: str, again: str, width: int 
     width = max(60, min(width, 120))
     lines: list[str] = []
     text, log, remedy = outcome.agent, logs, ""
-    if outcome.hang:
-        lines += _wrapped(f"the run hangs: {outcome.hang}", width)
-        text = ""
-        remedy = (
-            "read the stack of every rank in its rank-N.stack file; "
-            "raise resilience.hang_timeout if a step may take this long"
-        )
-    elif outcome.failures:
+    if outcome.failures:
         first = root(outcome.failures)
         lines += _headline(first, outcome.failures, width)
         text = f"{first['traceback']}\n{first['error']}\n{outcome.agent}"
@@ -122,6 +120,8 @@ def screen(outcome: Outcome, logs: Path, every_log: str, again: str, width: int 
         what, _, words = outcome.agent.partition("\n")
         lines += _wrapped(f"the processes failed without a report: {what}", width)
         lines += ["", *_excerpt(words, width)] if words else []
+    if outcome.verdict:
+        lines += _wrapped(f"  {outcome.verdict}", width, 4)
     found = next((cause for cause in CAUSES if cause.pattern.search(text)), None)
     lines.append("")
     if found and not remedy:

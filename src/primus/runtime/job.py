@@ -9,6 +9,7 @@ from pathlib import Path
 
 from primus.backends import registry
 from primus.checkpoints.store import newest_intact
+from primus.config.units import seconds
 from primus.home import invoked_as
 from primus.launch.container import Container
 from primus.launch.direct import Command, Direct, render
@@ -53,7 +54,7 @@ class Job:
 
     def command(self, python: str, attempt: Attempt, token: str) -> Command:
         """This node's agent. token: tells apart attempts of the same number, e.g. in a directory that was deleted."""
-        plan, place = self.plan, self.place
+        plan, place, resilience = self.plan, self.place, self.plan.experiment.resilience
         if self.container:
             chosen = {name: value for name, value in self.container.env.items() if value is not None}
             place = replace(place, env={**chosen, **place.env})
@@ -64,7 +65,8 @@ class Job:
             attempt=attempt.directory,
             nproc=1 if processes == "per_node" else plan.topology.nproc_per_node,
             processes="torchrun" if processes == "torchrun" else "plain",
-            max_restarts=plan.experiment.resilience.max_restarts,
+            max_restarts=resilience.max_restarts,
+            restart_window=seconds(resilience.restart_window),
             replica_groups=plan.topology.replica_groups,
             run_id=f"{plan.experiment.name}-{attempt.number}-{token}",
             env=plan.env,

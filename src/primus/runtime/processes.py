@@ -6,14 +6,20 @@ import ctypes
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 RETRYABLE = 75
 """Exit code of a worker that failed, reported why, and may be started again (EX_TEMPFAIL)."""
 FINAL = 78
 """Exit code of a worker whose failure a restart would only repeat (EX_CONFIG)."""
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of an agent that was asked to stop when it had no ranks."""
 PARENT = "PRIMUS_PARENT"
 """Process id of whoever started this process, in its environment."""
 
@@ -67,6 +73,43 @@ def alive(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return True
+
+
+def kernel_state(pid: int) -> str:
+    """What the kernel says of a process: ``S (sleeping)``, ``T (stopped)``, ...; empty where it does not say."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            return next((line[6:].strip() for line in file if line.startswith("State:")), "")
+    except OSError:
+        return ""
+
+
+def waiting_in(pid: int) -> str:
+    """The kernel's function that a process sleeps in; empty where that is not told."""
+    try:
+        with open(f"/proc/{pid}/wchan", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def end_all(children: Mapping[int, subprocess.Popen[Any]], grace: float, kill_wait: float = 10.0) -> set[int]:
+    """Wait `grace` seconds until the children have ended by themselves, and kill those that have not. Returns the keys
+    of these. One that the kernel does not let go within `kill_wait` seconds is left behind."""
+    until = time.monotonic() + grace
+    while (left := _running(children)) and time.monotonic() < until:
+        time.sleep(0.01)
+    for key in left:
+        with suppress(ProcessLookupError):
+            os.kill(children[key].pid, signal.SIGKILL)
+    until = time.monotonic() + kill_wait
+    while _running(children) and time.monotonic() < until:
+        time.sleep(0.01)
+    return left
+
+
+def _running(children: Mapping[int, subprocess.Popen[Any]]) -> set[int]:
+    return {key for key, child in children.items() if child.poll() is None}
 
 
 def cores() -> int:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from importlib.machinery import PathFinder
 from typing import Any
 
-from primus.config.units import seconds
+from primus.config.units import least_seconds
 from primus.events.types import Notice
 from primus.events.units import plural
 from primus.plan.plan import Plan
@@ -44,13 +44,13 @@ def run(task: Task, control: Control, reporter: Reporter) -> int:
         bind="[::]:0",
         min_replicas=1,
         # for a group that lives and yet does not come, as a collective would
-        join_timeout_ms=int(1000 * seconds(plan.experiment.resilience.hang_timeout) / 2),
+        join_timeout_ms=int(1000 * least_seconds(plan.experiment.resilience.hang_timeout) / 2),
         quorum_tick_ms=int(1000 * TICK_SECONDS),
         heartbeat_timeout_ms=int(1000 * HEARTBEAT_SECONDS),
     )
     port = lighthouse.address().rpartition(":")[2]
     groups = Groups(task, plan, f"http://localhost:{port}")
-    control.pids = groups.pids
+    control.pids, control.logs, control.between = groups.pids, None, False  # their agents know the ranks
     signal.signal(signal.SIGUSR2, lambda *_: groups.send(signal.SIGUSR2))
     if control.stopping:  # asked between their start and this line
         groups.send(signal.SIGTERM)
@@ -72,11 +72,11 @@ class Groups:
             own |= devices(plan.experiment.hardware.device, range(number * size, (number + 1) * size), os.environ)
             self._agents[number] = subprocess.Popen(again, env={**os.environ, **own}, start_new_session=True)
 
-    def pids(self) -> list[int]:
-        return [agent.pid for agent in self._agents.values() if agent.poll() is None]
+    def pids(self) -> dict[int, int]:
+        return {number: agent.pid for number, agent in self._agents.items() if agent.poll() is None}
 
     def send(self, number: signal.Signals) -> None:
-        for pid in self.pids():
+        for pid in self.pids().values():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 

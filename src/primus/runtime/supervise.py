@@ -13,26 +13,26 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from primus.config.units import seconds
 from primus.errors import LaunchError, PrimusError
 from primus.events.bus import Bus
 from primus.events.follow import Follower
 from primus.events.monitor import WRITER
 from primus.events.sinks.console import Console
-from primus.events.types import AttemptStarted, RunEnded
+from primus.events.types import AttemptStarted, Event, Notice, RankFailed, RunEnded
 from primus.launch.direct import Command
 from primus.plan.plan import Plan
+from primus.runtime import stacks
 from primus.runtime.agent import tail
 from primus.runtime.agent_process import AgentProcess
 from primus.runtime.monitoring import Monitoring
+from primus.runtime.patience import Patience
 from primus.runtime.pins import variables_for
-from primus.runtime.processes import ending, node_name
+from primus.runtime.processes import STOPPED, ending, kernel_state, node_name
 from primus.runtime.run_directory import Attempt
-from primus.runtime.stacks import silent_ranks
 
 POLL_SECONDS = 0.1
-START_SECONDS = 600.0
-"""Before the first step, imports, compilation and loading may take this long, whatever ``hang_timeout`` is."""
+STOPPED_SECONDS = 5.0
+"""How long an agent may be stopped (SIGSTOP) before it is let go on: meanwhile nobody watches its ranks."""
 
 OTHER_NODE_SECONDS = 5.0
 """After another node's launcher has given up, how long the ranks of this one may take to notice by themselves."""
@@ -52,7 +52,8 @@ class Outcome:
     step: int = 0
     failures: list[Failure] = field(default_factory=list)
     signal: int = 0
-    hang: str = ""
+    verdict: str = ""
+    """Why the agent starts nothing again, when it says so."""
     agent: str = ""
     """When the agent itself failed: how it ended and its last words."""
 
@@ -94,18 +95,18 @@ class Supervisor:
         self.plan, self.attempt, self.beat, self.node = plan, attempt, beat, node
         self.monitor = monitor
         self.outcome = Outcome()
-        self.hang_timeout = seconds(plan.experiment.resilience.hang_timeout)
+        self.patience = Patience(plan)
         self.ended = ""
-        self.stepped = False
         self.training = False
+        self.earlier: list[Failure] = []
+        """What ended the starts before this one, until training has begun again."""
         self.other_failed = 0.0
+        self._looked = self._stopped_since = time.monotonic()
 
     def run(self, command: Command, environment: Mapping[str, str], interrupts: Interrupts) -> Outcome:
         """Start the agent, follow the run, return how it ended. Raises LaunchError when it cannot be started."""
         log = self.attempt.logs / f"agent-{self.node}.log"
-        with Bus(self.attempt.directory, f"launcher{self.node}") as bus:
-            nodes = self.plan.topology.nnodes
-            bus.emit(AttemptStarted(node=node_name(), node_rank=self.node, nodes=nodes))
+        self._emit(AttemptStarted(node=node_name(), node_rank=self.node, nodes=self.plan.topology.nnodes))
         agent = self._start(command, environment, log)
         console = Console(self.plan)
         monitoring = Monitoring(self.monitor, self.attempt)
@@ -165,8 +166,8 @@ class Supervisor:
                 agent.kill()  # it still imports, or waits for other nodes: there is nothing to save
             if self.other_failed and now - self.other_failed > OTHER_NODE_SECONDS:
                 agent.kill()
-            limit = self.hang_timeout if self.stepped else max(self.hang_timeout, START_SECONDS)
-            if now - heard > limit:
+            self._let_go_on(agent, now)
+            if now - heard > self.patience.limit:
                 if self.ended:
                     agent.kill()  # it is done, but some rank does not leave
                 else:
@@ -178,13 +179,18 @@ class Supervisor:
         kind = record["event"]
         if kind == "run_started":
             self.training = True
-            self._forget_failures()  # what a peer of an ended start said late
+            self.earlier.clear()
+            self.outcome.failures.clear()  # what a peer of an ended start said late
         elif kind == "step_done":
             self.outcome.step = record["step"]
-            self.stepped = True
-        elif kind == "notice" and record["writer"].startswith("node"):  # an agent's only notice: it restarts the ranks
-            self._forget_failures()
-            self.stepped = False
+            self.patience.step(record)
+        elif kind == "ranks_started" and record["restart"]:
+            self.earlier += self.outcome.failures
+            self.outcome.failures.clear()
+            self.outcome.verdict = ""
+            self.patience.started()
+        elif kind == "notice" and record["writer"].startswith("node"):  # what the agent decided
+            self.outcome.verdict = record["message"]
         elif kind == "rank_failed":
             self.outcome.failures.append(record)
         elif kind == "run_ended" and record["writer"].startswith("launcher"):
@@ -194,11 +200,8 @@ class Supervisor:
             self.ended = record["reason"]
             self.outcome.step = record["step"]
 
-    def _forget_failures(self) -> None:
-        self.outcome.failures.clear()
-        self.outcome.hang = ""
-
     def _stop(self, agent: subprocess.Popen[bytes], asked: int, console: Console) -> None:
+        self.patience.stopping = True
         if asked == 1:
             notice = "stopping: the step is finished and a checkpoint saved; Ctrl-C again ends it at once, without"
             if not self.training:
@@ -208,18 +211,51 @@ class Supervisor:
         else:
             agent.kill()  # its ranks go with it
 
+    def _let_go_on(self, agent: subprocess.Popen[bytes], now: float) -> None:
+        """An agent that somebody stopped does not see its ranks fail, nor that they are done."""
+        if now - self._looked < 1.0:
+            return
+        self._looked = now
+        if not kernel_state(agent.pid).startswith("T"):
+            self._stopped_since = now
+        elif now - self._stopped_since > STOPPED_SECONDS:
+            agent.send_signal(signal.SIGCONT)
+            self._stopped_since = now
+            self._emit(Notice(message=f"the agent of node {self.node} had been stopped (SIGSTOP); it goes on now"))
+
     def _end_hang(self, agent: subprocess.Popen[bytes], silence: float) -> None:
-        """Nothing was heard for too long: find out which ranks hang, then end them all."""
+        """Nothing was heard for too long: keep every rank's stack, say which one is behind, then end them all."""
         agent.send_signal(signal.SIGUSR1)
-        self.outcome.hang = (
-            f"no event for {silence:.0f} s (resilience.hang_timeout is {self.hang_timeout:g} s); "
-            + silent_ranks(self.attempt.logs)
-        )
+        ranks = stacks.ask(self.attempt.logs, self.plan.topology.nproc_per_node)
+        rank, words = stacks.behind(ranks)
+        if self.node == 0:
+            folder = stacks.keep(self.attempt.logs)
+            number = rank.number if rank else 0
+            self._emit(
+                RankFailed(
+                    rank=number,
+                    node=(rank and rank.state.get("node")) or node_name(),
+                    error=f"the run hangs: no step for {silence:.0f} s ({self.patience}); {words}",
+                    traceback=tail(folder / f"rank-{number}.stack"),
+                    step=self.outcome.step or None,
+                    cause="hang",
+                    remedy=f"read every rank's stack in {folder}; "
+                    "raise resilience.hang_timeout if a step may take so long",
+                )
+            )
         agent.send_signal(signal.SIGUSR2)
+
+    def _emit(self, event: Event) -> None:
+        try:
+            with Bus(self.attempt.directory, f"launcher{self.node}") as bus:
+                bus.emit(event)
+        except (OSError, PrimusError) as error:  # a full disk, most likely what ended the ranks too
+            self.outcome.agent += f"\n{error}"
 
     def _conclude(self, code: int, log: Path, interrupts: Interrupts) -> None:
         outcome = self.outcome
         outcome.signal = interrupts.first
+        outcome.failures = outcome.failures or self.earlier
         if self.plan.topology.replica_groups > 1 and code == 0:
             outcome.failures.clear()  # of groups without which the others have gone on
         if self.ended == "complete" and not outcome.failures:
@@ -228,16 +264,14 @@ class Supervisor:
             outcome.reason = "stopped"
         elif self.ended == "stopped" and not outcome.failures:
             outcome.reason = "stopped"  # on another node, or by a signal to the ranks themselves
+        elif code == STOPPED:
+            outcome.reason = "stopped"  # by a signal to the agent, between two starts
         elif code == 0 and self.node:
             outcome.reason = "complete"
         elif not outcome.failures:
             outcome.agent = f"the agent {ending(code)}\n{tail(log)}".strip()
         if outcome.reason != self.ended:
-            try:
-                with Bus(self.attempt.directory, f"launcher{self.node}") as bus:
-                    bus.emit(RunEnded(reason=outcome.reason, step=outcome.step))
-            except (OSError, PrimusError) as error:  # a full disk, most likely what ended the ranks too
-                outcome.agent += f"\n{error}"
+            self._emit(RunEnded(reason=outcome.reason, step=outcome.step))
 
 
 def _say(console: Console, message: str) -> None:

@@ -26,11 +26,14 @@ from primus.runtime import monitoring
 from primus.runtime.failure import screen
 from primus.runtime.job import Job
 from primus.runtime.lock import STALE_SECONDS, Owner, RunLock, await_attempt
+from primus.runtime.meeting import FirstNode, check_meeting
 from primus.runtime.moving import settle
 from primus.runtime.run_directory import Attempt
 from primus.runtime.supervise import Interrupts, Outcome, Supervisor, environment
 
 RENDEZVOUS_SECONDS = 600.0
+RESOLVE_SECONDS = (5.0, 60.0)
+"""How long a node's name may take to be known: one that a person gave, one that a batch system makes with its nodes."""
 
 
 @dataclass
@@ -56,11 +59,12 @@ def train(job: Job, gang: Gang | None = None) -> int:
         job = job.continued()
         if is_complete(job):
             return 0
+        check_meeting(job.place, RESOLVE_SECONDS[bool(gang)])
         attempt = job.directory.begin(job.plan, ["primus-cli", *job.argv])
         lock.announce(attempt.number, job.place.nnodes, job.place.rdzv)
         if gang:
             gang.announce(lock.owner)
-        return _supervise(job, attempt, job.command(python, attempt, lock.owner.token), lock, gang)
+        return _supervise(job, attempt, job.command(python, attempt, lock.owner.token), lock.beat, gang)
 
 
 @contextmanager
@@ -86,9 +90,11 @@ def _join(job: Job, python: str, gang: Gang | None) -> int:
         if found is None:
             return 0
         owner, job = found, replace(job, place=replace(job.place, rdzv=found.rdzv))
+        check_meeting(job.place, RESOLVE_SECONDS[True])
     elif is_complete(job):
         return 0
     else:
+        check_meeting(job.place, RESOLVE_SECONDS[False])
         owner = await_attempt(job.directory.path, job.place.nnodes, RENDEZVOUS_SECONDS, say)
     attempt = job.directory.attempt(owner.attempt)
     first = Plan.load(attempt.plan)
@@ -99,7 +105,8 @@ def _join(job: Job, python: str, gang: Gang | None) -> int:
             remedy="give every node the same file and overrides",
         )
     job = replace(job, plan=first)
-    return _supervise(job, attempt, job.command(python, attempt, owner.token), None, gang)
+    first_node = FirstNode(job.directory.path, owner.token)
+    return _supervise(job, attempt, job.command(python, attempt, owner.token), first_node.check, gang)
 
 
 def is_complete(job: Job) -> bool:
@@ -126,7 +133,7 @@ def is_complete(job: Job) -> bool:
     return True
 
 
-def _supervise(job: Job, attempt: Attempt, command: Command, lock: RunLock | None, gang: Gang | None) -> int:
+def _supervise(job: Job, attempt: Attempt, command: Command, beat: Callable[[], None], gang: Gang | None) -> int:
     node, topology = job.place.node_rank, job.plan.topology
     devices = topology.nproc_per_node
     if registry.get(job.plan.experiment.backend).processes == "per_node":
@@ -136,7 +143,7 @@ def _supervise(job: Job, attempt: Attempt, command: Command, lock: RunLock | Non
     where = f" as node {node} of {topology.nnodes}" if topology.nnodes > 1 else ""
     tell(f"starting {ranks}{where}: attempt {attempt.number} in {job.directory.path}")
     monitor = monitoring.prepare(job.plan) if node == 0 else ""
-    supervisor = Supervisor(job.plan, attempt, lock.beat if lock else lambda: None, node, monitor)
+    supervisor = Supervisor(job.plan, attempt, beat, node, monitor)
     with gang.interrupts if gang else Interrupts() as interrupts:
         outcome = supervisor.run(command, environment(command.argv[0]), interrupts)
     if gang:

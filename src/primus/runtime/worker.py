@@ -26,6 +26,7 @@ from primus.runtime.lock import hold_as_worker
 from primus.runtime.pins import this_interpreter
 from primus.runtime.processes import FINAL, GROUP, RETRYABLE, die_with_parent, node_name
 from primus.runtime.ranks import engine_mismatches
+from primus.runtime.stacks import StackFile
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,14 @@ def main() -> None:
     identity = Identity.from_environment()
     attempt = Path(sys.argv[1])
     redirect_output(attempt / "logs" / f"rank-{identity.number}.log")
-    stack = attempt / "logs" / f"rank-{identity.number}.stack"
-    stacks = stack.open("w", encoding="utf-8")  # written only when asked, if this rank seems to hang
     faulthandler.enable(sys.stderr)
-    faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
+    stack = StackFile(attempt / "logs" / f"rank-{identity.number}.stack")
     try:
-        code = work(attempt, identity, stop)
+        code = work(attempt, identity, stop, stack.finished)
     except BaseException:  # noqa: BLE001 - not even its failure could be reported; the agent speaks for it
         traceback.print_exc()
         code = 1
-    stack.unlink(missing_ok=True)
+    stack.remove()
     if code:
         # Not sys.exit: an engine's threads and communicators may hang in their destructors after a failure.
         sys.stdout.flush()
@@ -93,7 +92,7 @@ def redirect_output(path: Path) -> None:
     os.close(log)
 
 
-def work(attempt: Path, identity: Identity, stop: StopFlag) -> int:
+def work(attempt: Path, identity: Identity, stop: StopFlag, finished: Callable[[int], None] = lambda _: None) -> int:
     """Run the attempt's plan in this process. Returns the exit code; a failure has become an event by then."""
     plan = Plan.load(attempt / "plan.json")
     held = hold_as_worker(Path(plan.run_directory))
@@ -107,7 +106,7 @@ def work(attempt: Path, identity: Identity, stop: StopFlag) -> int:
     code = 0
     try:
         with Bus(attempt, writer, sinks) as bus:
-            emitter = Emitter(bus)
+            emitter = Emitter(bus, finished)
             try:
                 run(plan, attempt, identity, stop, emitter)
             except BaseException as error:  # noqa: BLE001 - whatever ends a rank is reported, then it leaves
@@ -123,15 +122,19 @@ def work(attempt: Path, identity: Identity, stop: StopFlag) -> int:
 
 
 class Emitter:
-    """Passes events on and remembers the last step, for the failure report."""
+    """Passes events on and remembers the last step, for the failure report. note: told of it, too."""
 
-    def __init__(self, bus: Bus) -> None:
-        self.bus = bus
+    def __init__(self, bus: Bus, note: Callable[[int], None]) -> None:
+        self.bus, self.note = bus, note
         self.step: int | None = None
 
+    def finished(self, step: int) -> None:
+        self.step = step
+        self.note(step)
+
     def __call__(self, event: Event) -> None:
-        if isinstance(event, StepDone):
-            self.step = event.step
+        if isinstance(event, StepDone) and event.step != self.step:  # an engine with a loop of its own
+            self.finished(event.step)
         self.bus.emit(event)
 
 
@@ -148,6 +151,7 @@ def run(plan: Plan, attempt: Path, identity: Identity, stop: StopFlag, emitter: 
         attempt=int(attempt.name),
         emit=emitter,
         stop_requested=stop,
+        finished=emitter.finished,
     )
     result = registry.get(plan.experiment.backend).run(plan, session)
     shared = session.world_size > 1 or plan.topology.replica_groups > 1  # another rank may have been asked

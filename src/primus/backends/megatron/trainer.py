@@ -24,7 +24,7 @@ from primus.backends.megatron.optimizer import Optimizer
 from primus.backends.megatron.platform import Platform, shorten_timeouts
 from primus.backends.pytorch import start
 from primus.backends.pytorch.samples import Microbatch, TrainingSamples
-from primus.config.units import seconds
+from primus.config.units import collective_seconds
 from primus.data.reader import IGNORED, open_training
 from primus.plan.plan import Plan
 
@@ -118,7 +118,7 @@ class Trainer:
         self.checkpoints.shut_down()
 
     def shorten_timeouts(self) -> None:
-        shorten_timeouts(seconds(self.plan.experiment.resilience.hang_timeout))
+        shorten_timeouts(collective_seconds(self.plan.experiment.resilience.hang_timeout))
 
     def _valid_tokens(self, microbatches: list[Microbatch]) -> int:
         """Unmasked targets of the global batch."""

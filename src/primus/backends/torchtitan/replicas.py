@@ -21,7 +21,7 @@ from torchft.checkpointing import HTTPTransport
 
 from primus.backends.base import Session
 from primus.backends.loop import Readings
-from primus.config.units import seconds
+from primus.config.units import least_seconds
 from primus.errors import TrainingError
 from primus.plan.plan import Plan
 
@@ -67,7 +67,7 @@ class Replicas:
         self.present: tuple[int, ...] = ()
         self.part, self.parts, self.healed = 0, 1, False
         self._session, self._device = session, device
-        self._timeout = timedelta(seconds=seconds(plan.experiment.resilience.hang_timeout) / 2)
+        self._timeout = timedelta(seconds=least_seconds(plan.experiment.resilience.hang_timeout) / 2)
         self._manager: Manager | None = None
         self._futile = 0
 

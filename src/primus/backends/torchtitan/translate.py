@@ -15,7 +15,7 @@ from primus.backends.torchtitan.models import limits
 from primus.config.dimensions import expert_width
 from primus.config.experiment import Experiment
 from primus.config.nearest import nearest_multiples
-from primus.config.units import seconds
+from primus.config.units import collective_seconds
 from primus.errors import PlanError, Problem
 from primus.plan.plan import PlannedData, Topology
 
@@ -38,7 +38,7 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
     if problems:
         raise PlanError(problems=problems)
     cpu = experiment.hardware.device == "cpu"
-    timeout = max(1, round(seconds(experiment.resilience.hang_timeout)))
+    timeout = round(collective_seconds(experiment.resilience.hang_timeout))
     local_batch = topology.micro_batch_size * (topology.microbatches if topology.pipeline > 1 else 1)
     native: NativeConfig = {
         "training": {

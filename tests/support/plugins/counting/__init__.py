@@ -1,7 +1,8 @@
 """A backend from outside, found by entry point: it counts steps and saves the count. What a run does around its engine
 (starting, stopping, failing, continuing) is tried with it in seconds; engines themselves are tried elsewhere.
 
-Environment variables of the ranks: COUNTING_STEP_SECONDS, COUNTING_SAVE_SECONDS, and COUNTING_FAULT, as
+Environment variables of the ranks: COUNTING_STEP_SECONDS, COUNTING_SAVE_SECONDS; COUNTING_COUPLED, with which every
+rank waits at every step for all others, for ever if one is gone, as in a collective; and COUNTING_FAULT, as
 ``KIND:RANK:STEP``, which happens once a run directory unless KIND ends in ``!``. COUNTING_LATE_SECONDS: ranks of
 ``counting_torchrun`` make torch's process group, rank 0 that much after the others.
 """
@@ -56,9 +57,10 @@ class CountingBackend:
                 return Result(early, step)
             time.sleep(float(os.environ.get("COUNTING_STEP_SECONDS", "0.01")))
             step += 1
+            stopping = _together(session, step) if os.environ.get("COUNTING_COUPLED") else session.stop_requested()
+            session.finished(step)
             if session.rank == 0:
                 session.emit(_done(step))
-            stopping = session.stop_requested()
             if session.rank == 0 and (stopping or step % interval == 0 or step == plan.native["steps"]):
                 session.emit(_save(plan, session.run_directory, step))
             if stopping:
@@ -81,11 +83,24 @@ class CountingOnTorchrun(CountingBackend):
 
 
 def _meet(session: Session) -> None:
-    """Wait until every rank of this start is here."""
+    """Wait until every rank of this start has called it as often."""
     start = f"met-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
-    (session.attempt_directory / f"{start}-{session.rank}").touch()
-    while len(list(session.attempt_directory.glob(f"{start}-*"))) < session.world_size:
-        time.sleep(0.01)
+    files = [session.attempt_directory / f"{start}-{rank}" for rank in range(session.world_size)]
+    with files[session.rank].open("a") as mine:
+        mine.write(".")
+    while not all(path.exists() and path.stat().st_size >= files[session.rank].stat().st_size for path in files):
+        time.sleep(0.002)
+
+
+def _together(session: Session, step: int) -> bool:
+    """Make a step with all ranks. Returns whether any was asked to stop, the same in all of them."""
+    mark = session.attempt_directory / f"stop-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    if session.stop_requested() and not mark.exists():
+        fresh = mark.with_name(f"{mark.name}-{session.rank}")
+        fresh.write_text(str(step))
+        fresh.replace(mark)
+    _meet(session)
+    return mark.exists() and int(mark.read_text()) <= step
 
 
 def _started(plan: Plan, session: Session, resumed: int | None) -> RunStarted:
