@@ -203,6 +203,14 @@ def test_two_nodes_of_a_slurm_job_train_in_containers(cli: Cli, docker: Docker, 
     assert not [path for path in run_of(trial).rglob("*") if path.is_file() and b"geheim" in path.read_bytes()]
 
 
+def test_what_the_engine_refuses_is_shown_as_it_says_it(cli: Cli, docker: Docker, trial: Path) -> None:
+    done = cli(*counting(place=("--engine-arg=--frobnicate",)), **PLAIN)
+    assert done.returncode == 1, done.stdout
+    assert "unknown flag: --frobnicate" in done.stderr
+    assert "the container's engine refused to start it" in done.stderr
+    assert not docker.containers()
+
+
 def test_leftovers_of_this_run_are_ended_and_no_others(cli: Cli, docker: Docker, trial: Path) -> None:
     sleeper = ("run", "--detach", "--entrypoint", "sleep")
     docker(*sleeper, "--name", "ours", "--label", f"primus.run={run_of(trial)}", IMAGE, "600")

@@ -35,6 +35,11 @@ CAUSES = (
         "a larger container --memory; or a smaller train.micro_batch_size, recompute=full, fewer processes a node",
     ),
     _cause(
+        r"^the agent exited with code 125",
+        "the container's engine refused to start it; agent-0.log has its words whole",
+        "correct the flag or mount that they name, e.g. an --engine-arg",
+    ),
+    _cause(
         r"^the agent exited with code 137",
         "the container was killed, by its memory limit (--memory) or from outside",
         "a larger --memory, then run again: it continues from the newest checkpoint",
