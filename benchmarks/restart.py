@@ -202,16 +202,20 @@ def main() -> None:
                 folder = Path(name)
                 (folder / "restart.yaml").write_text(EXPERIMENT, encoding="utf-8")
                 run = side(folder)
-                both.append([run.restart() for _ in range(2)])
-                run.end()
+                try:
+                    both.append([run.restart() for _ in range(2)])
+                finally:
+                    run.end()
         pairs += zip(*both, strict=True)
     for _ in range(arguments.hangs):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "restart.yaml").write_text(EXPERIMENT, encoding="utf-8")
             ours = Ours(folder, f"resilience.hang_timeout={HANG_SECONDS}s")
-            hangs.append(ours.hang())
-            ours.end()
+            try:
+                hangs.append(ours.hang())
+            finally:
+                ours.end()
     print(f"{'seconds':44}{'median':>9}{'best':>9}{'worst':>9}  goal")
     print(f"{'SIGKILL to the next step, torchrun':44}{median([theirs for theirs, _ in pairs])}")
     print(f"{'SIGKILL to the next step, primus-cli':44}{median([ours for _, ours in pairs])}")
