@@ -102,6 +102,15 @@ class JobDirectory:
             ) from error
         return found
 
+    def require(self, node: str) -> None:
+        """Raise RunDirectoryError when this node, called `node`, does not see the files that every node reads."""
+        if not self.plan.exists():
+            raise RunDirectoryError(
+                f"node {node} does not see the job's files, which were written where it was submitted",
+                where=str(self.path),
+                remedy="keep runs on a file system that all nodes share: --runs-dir DIR (or PRIMUS_RUNS)",
+            )
+
     def start(self, number: int) -> Start:
         return Start(self.path / "starts" / str(number))
 

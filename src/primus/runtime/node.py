@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from primus.config.report import show
-from primus.errors import LaunchError, PrimusError, RunDirectoryError
+from primus.errors import LaunchError, PrimusError
 from primus.launch import slurm_client
 from primus.runtime import slurm_again
 from primus.runtime.job import Job
@@ -87,12 +87,7 @@ def main() -> NoReturn:
 def run(directory: JobDirectory, node: Node, interrupts: Interrupts) -> int:
     """This node's share of the job. Returns the exit code of the process: of a run that was asked to stop it is 0, so
     that the batch system leaves the others the time to save too."""
-    if not directory.plan.exists():
-        raise RunDirectoryError(
-            f"node {node.name} does not see the job's files, which were written where it was submitted",
-            where=str(directory.path),
-            remedy="keep runs on a file system that all nodes share: --runs-dir DIR (or PRIMUS_RUNS)",
-        )
+    directory.require(node.name)
     start = directory.start(node.start)
     ending = Ending(node.name, 1)
     with os.fdopen(os.dup(2), "w") as voice:

@@ -25,6 +25,7 @@ from primus.launch import slurm_client
 from primus.launch.slurm import Slurm
 from primus.plan.planner import replan
 from primus.runtime.jobs import JobDirectory, Start
+from primus.runtime.processes import node_name
 from primus.runtime.run_directory import write_atomically
 from primus.runtime.slurm_again import FRUITLESS, Decision, Facts, decide, exclude, excluded, hasten
 from primus.runtime.training import say
@@ -224,6 +225,7 @@ class Batch:
 def main() -> NoReturn:
     job = JobDirectory(Path(sys.argv[1]))
     try:
+        job.require(node_name())
         sys.exit(Batch(job, sys.argv[2:]).run())
     except PrimusError as error:
         show(error)
