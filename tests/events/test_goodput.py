@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -328,6 +330,50 @@ def test_attempts_without_events_and_with_empty_files_are_listed(tmp_path: Path)
     assert [r.ended for r in rows(history.attempts, running=False)] == ["no end reported", "no event", "no event"]
     assert history.goodput == Goodput()
     assert goodput.lines(history.goodput) == []
+
+
+def test_what_a_batch_system_knows_is_told(tmp_path: Path) -> None:
+    """How long the run was queued, and ends that nobody in the job could report."""
+    job = tmp_path / "jobs" / "1"
+    job.mkdir(parents=True)
+    (job / "job.json").write_text("{}")
+    os.utime(job / "job.json", (900.0, 900.0))
+    run = Simulated(tmp_path, nodes=2)
+    run.spend("waiting", 20.0)
+    run.spent.waiting += 1000.0 - 900.0
+    noted: list[dict[str, Any]] = []
+
+    def one(resumed: int | None, event: str, reason: str, end: str = "", failure: str = "") -> None:
+        noted.append({"time": run.now, "event": "started", "nodes": ["n0", "n1"], "start": run.attempt})
+        run.launch()
+        run.start_ranks()
+        run.start_run(resumed)
+        run.train(4)
+        if failure:
+            run.write("rank0", "rank_failed", rank=0, node="n0", error=failure, traceback="T", cause="error")
+        if end:
+            run.end(end)
+        if event:
+            noted.append({"time": run.now, "event": event, "reason": reason})
+        run.spend("waiting", 10.0)
+
+    one(None, "again", "n1: it does not answer", failure="Connection closed by peer")
+    noted.append({"time": run.now, "event": "excluded", "node": "n1", "reason": "it does not answer"})
+    one(4, "again", "the time limit was near", end="stopped")
+    one(8, "again", "the launchers were killed (srun: 137)")
+    one(12, "", "")
+    one(16, "done", "complete", end="complete")
+    run.spent.waiting -= 10.0
+    lines = [json.dumps(record) for record in noted]
+    (job / "record.jsonl").write_text("\n".join(["{}", "17", *lines, '{"time": "x"']) + "\n")
+    history = run.check()
+    assert [r.ended for r in rows(history.attempts, running=False)] == [
+        "node failed: n1: it does not answer",
+        "stopped: the time limit was near",
+        "job ended: the launchers were killed (srun: 137)",
+        "job ended: queued again by the batch system",
+        "complete",
+    ]
 
 
 def test_two_processes_that_write_the_same_file_and_a_torn_line_between(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ class Start:
     restart: as its agents count, None without their word. nodes: names, by node rank. ranks: how many. began, ended:
     Unix seconds of its first and last record on the first node. steps: how many it trained, of which lost_steps count
     no more. end: ``complete``, ``stopped``, ``failed``, the cause of a failure (``error``, ``died``, ``hang``,
-    ``anomaly``), or None: it runs, or nobody could report its end. failure: of which rank, in one line.
+    ``anomaly``, ``node``, ``job``), or None: it runs, or nobody could report its end. failure: in one line, of which
+    rank or why.
     """
 
     restart: int | None = None
@@ -112,7 +113,7 @@ class Row:
     ended: str = "no event"
 
 
-_ENDS = {"error": "rank failed", "died": "rank died"}
+_ENDS = {"error": "rank failed", "died": "rank died", "node": "node failed", "job": "job ended"}
 
 
 def rows(attempts: Sequence[Attempt], *, running: bool) -> list[Row]:

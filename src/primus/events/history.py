@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic_core import from_json
 
 from primus.errors import RunDirectoryError
+from primus.events import jobs
 from primus.events.attempt_files import AttemptFiles, Trained, read_attempt
 from primus.events.attempts import Attempt
 from primus.events.goodput import Goodput, Stretch, duration, total
@@ -100,7 +101,8 @@ def read_run(run_directory: Path, *, alive: bool | None = None, tail: int | None
             told.append(_join(history, number, read_attempt(files, tail), owners))
     except OSError as error:
         raise RunDirectoryError(f"the run cannot be read: {error.strerror}", where=str(error.filename)) from error
-    _conclude(history, told, owners)
+    _conclude(history, told, owners, jobs.submitted(directory))
+    jobs.explain(history.attempts, jobs.read_starts(directory))
     if tail is not None:
         history.goodput = None
     if alive is None:
@@ -185,15 +187,18 @@ def _put(records: list[Record], record: Record) -> None:
     records[index : index + known] = [record]
 
 
-def _conclude(history: RunHistory, told: Sequence[Sequence[Telling]], owners: Sequence[_Rows]) -> None:
-    """Sum up every start, now that it is known which steps count."""
+def _conclude(
+    history: RunHistory, told: Sequence[Sequence[Telling]], owners: Sequence[_Rows], queued: float | None
+) -> None:
+    """Sum up every start, now that it is known which steps count. queued: since when the run had waited for the first
+    one."""
     seconds = history.steps.seconds
     for rows, after in zip_longest(owners, owners[1:]):
         kept = seconds[rows.first : after.first if after else None]
         rows.telling.kept_steps, rows.telling.kept_seconds = len(kept), total(kept)
     some = seconds[:: max(1, len(seconds) // 1000)]
     usual = duration(median(some)) if some else None
-    ended: float | None = None
+    ended = queued
     history.goodput = Goodput()
     for attempt, tellings in zip(history.attempts, told, strict=True):
         for telling in tellings:

@@ -1,0 +1,87 @@
+"""What a batch system's jobs add to the story of a run: since when it was queued, and why a start ended of which nobody
+in the job could report the end. Read from ``jobs/K/`` of the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from primus.events.attempts import Attempt
+
+ENDS = frozenset({"done", "failed", "stopped", "again", "left"})
+"""Events of a job's record that say how one of its starts ended."""
+
+
+@dataclass(frozen=True)
+class JobStart:
+    """One start of a job, from `began` to `ended` (Unix seconds; None: it runs, or nobody noted it)."""
+
+    began: float
+    ended: float | None
+    nodes: tuple[str, ...]
+    reason: str
+
+
+def submitted(run: Path) -> float | None:
+    """When the run was first given to a batch system; None when it never was, or that cannot be told."""
+    try:
+        times = [file.stat().st_mtime for file in (run / "jobs").glob("*/job.json")]
+    except OSError:
+        return None
+    return min(times, default=None)
+
+
+def read_starts(run: Path) -> list[JobStart]:
+    """The starts of all jobs of a run, by time."""
+    found: list[JobStart] = []
+    for file in (run / "jobs").glob("*/record.jsonl"):
+        found += _starts(list(_records(file)))
+    return sorted(found, key=lambda start: start.began)
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = from_json(line, allow_inf_nan=False)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("time"), int | float):
+            yield record
+
+
+def _starts(records: Sequence[dict[str, Any]]) -> Iterator[JobStart]:
+    for index, record in enumerate(records):
+        if record.get("event") != "started":
+            continue
+        after = next((r for r in records[index + 1 :] if r.get("event") in {"started", *ENDS}), None)
+        nodes = record.get("nodes")
+        named = tuple(map(str, nodes)) if isinstance(nodes, list) else ()
+        if after is None:
+            yield JobStart(record["time"], None, named, "")
+        else:  # a job that starts once more without a word was queued again over the head of its batch step
+            reason = "queued again by the batch system" if after["event"] == "started" else str(after.get("reason"))
+            yield JobStart(record["time"], after["time"], named, reason)
+
+
+def explain(attempts: Sequence[Attempt], starts: Sequence[JobStart]) -> None:
+    """Say of the last start of attempts that a job ended: a lost node is its end, whatever the ranks that were left
+    said; otherwise the job's reason is, for one that stopped or told no end."""
+    for job in starts:
+        within = [a for a in attempts if a.starts and job.began <= (a.starts[0].began or 0.0) < (job.ended or 0.0)]
+        if not within:
+            continue
+        last = within[-1].starts[-1]
+        if last.end != "complete" and any(job.reason.startswith(f"{node}: ") for node in job.nodes):
+            last.end, last.failure = "node", job.reason
+        elif last.end is None:
+            last.end, last.failure = "job", job.reason
+        elif last.end == "stopped":
+            last.failure = job.reason
