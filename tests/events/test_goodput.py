@@ -365,7 +365,9 @@ def test_what_a_batch_system_knows_is_told(tmp_path: Path) -> None:
     one(16, "done", "complete", end="complete")
     run.spent.waiting -= 10.0
     lines = [json.dumps(record) for record in noted]
-    (job / "record.jsonl").write_text("\n".join(["{}", "17", *lines, '{"time": "x"']) + "\n")
+    (job / "record.jsonl").write_text(
+        "\n".join(["{}", "17", '{"time": 1, "event": []}', *lines, '{"time": "x"']) + "\n"
+    )
     history = run.check()
     assert [r.ended for r in rows(history.attempts, running=False)] == [
         "node failed: n1: it does not answer",

@@ -53,15 +53,17 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
             record = from_json(line, allow_inf_nan=False)
         except ValueError:
             continue
-        if isinstance(record, dict) and isinstance(record.get("time"), int | float):
+        if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+            continue
+        if isinstance(record.get("time"), int | float):
             yield record
 
 
 def _starts(records: Sequence[dict[str, Any]]) -> Iterator[JobStart]:
     for index, record in enumerate(records):
-        if record.get("event") != "started":
+        if record["event"] != "started":
             continue
-        after = next((r for r in records[index + 1 :] if r.get("event") in {"started", *ENDS}), None)
+        after = next((r for r in records[index + 1 :] if r["event"] in {"started", *ENDS}), None)
         nodes = record.get("nodes")
         named = tuple(map(str, nodes)) if isinstance(nodes, list) else ()
         if after is None:
