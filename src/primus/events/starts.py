@@ -9,6 +9,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from primus.events.attempt_files import ROWS
 from primus.events.attempts import Start
@@ -33,8 +34,8 @@ class Telling:
     saves: list[Pause] = field(default_factory=list)
     failures: list[Record] = field(default_factory=list)
     reasons: set[str] = field(default_factory=set)
-    ended: float = 0.0
-    """When ranks last said why the run ends, 0 when none did."""
+    ended: float = -inf
+    """When ranks last said why the run ends, before all time when none did."""
 
     def _outlived(self) -> bool:
         """Whether the run came to its own end after the failures: they were those of replica groups."""
