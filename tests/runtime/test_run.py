@@ -274,6 +274,12 @@ def test_ranks_that_start_again_do_not_look_for_each_other_where_they_were(cli: 
     assert list(read_run(run_of(trial)).steps.step) == [1, 2, 3, 4, 5]
 
 
+def test_a_stop_that_comes_when_all_is_done_is_no_failure(cli: Cli, trial: Path) -> None:
+    done = cli(*train(), COUNTING_FAULT="late:0:3")
+    assert done.returncode == 0, done.stderr
+    assert read_run(run_of(trial)).status == "complete"
+
+
 def test_restarts_run_out(cli: Cli, trial: Path) -> None:
     done = cli(*train("resilience.max_restarts=2", "checkpoint.interval=1"), COUNTING_FAULT="raise!:0:3")
     assert done.returncode == 1

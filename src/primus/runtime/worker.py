@@ -28,6 +28,9 @@ from primus.runtime.processes import FINAL, GROUP, RETRYABLE, die_with_parent, n
 from primus.runtime.ranks import engine_mismatches
 from primus.runtime.stacks import StackFile
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+"""Signals that ask a rank to stop."""
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -53,7 +56,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.requested = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             signal.signal(number, self._set)
 
     def _set(self, *_: object) -> None:
@@ -77,6 +80,8 @@ def main() -> None:
         traceback.print_exc()
         code = 1
     stack.remove()
+    for number in STOPPING:  # Python gives up its handlers before it has ended, and there is nothing left to stop
+        signal.signal(number, signal.SIG_IGN)
     if code:
         # Not sys.exit: an engine's threads and communicators may hang in their destructors after a failure.
         sys.stdout.flush()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -129,6 +130,16 @@ def _save(plan: Plan, run_directory: Path, step: int) -> CheckpointSaved:
     return CheckpointSaved(step=step, path=str(directory), bytes=1, seconds=took, blocked_seconds=took)
 
 
+class _Late:
+    """Sends SIGINT to its process when that has done everything and takes itself apart."""
+
+    def __del__(self, send: Callable[[int, int], None] = os.kill, pid: int = os.getpid()) -> None:
+        send(pid, signal.SIGINT)
+
+
+_late: list[_Late] = []
+
+
 def _fault(session: Session, step: int) -> Literal["complete", "stopped"] | None:
     """Let it happen. Returns what the engine shall say, if it is one that gives up in silence."""
     kind, _, where = os.environ.get("COUNTING_FAULT", "").partition(":")
@@ -147,15 +158,16 @@ def _fault(session: Session, step: int) -> Literal["complete", "stopped"] | None
         raise DataError("the dataset is truncated", where="data.bin", remedy="prepare it again")
     if kind == "exit":
         os._exit(3)
-    if kind == "complete":
-        return "complete"
-    if kind == "stopped":
-        return "stopped"
+    if kind in ("complete", "stopped"):
+        return kind  # type: ignore[return-value]
     if kind == "memory":
         held = [b"x" * (1 << 26) for _ in range(32)]  # 2 GiB
         return None if held else "stopped"
     if kind == "hang":
         time.sleep(3600)
+    if kind == "late":
+        _late.append(_Late())
+        return None
     os.kill(os.getpid(), signal.Signals[kind])
     time.sleep(60)
     return None
