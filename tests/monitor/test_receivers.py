@@ -95,7 +95,7 @@ def wait_for_step(python: str, port: int, number: int) -> dict[str, Any]:
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             return f'\nprimus_step{{attempt="1",run="trial"}} {number}.0' in answer.read().decode()
 
-    wait_for(there, what=f"step {number} in the metrics")
+    wait_for(there, 120, what=f"step {number} in the metrics")
     scraped: dict[str, Any] = look(python, "scrape", f"http://127.0.0.1:{port}/metrics")
     return scraped
 

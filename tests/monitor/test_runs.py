@@ -50,9 +50,9 @@ def told(trial: Path, attempt: int = 1) -> list[str]:
 def test_it_dies_and_training_goes_on(monitored: Cli, trial: Path, swallowing: int) -> None:
     """Its port is taken, too."""
     run = monitored.start(
-        *train(f"monitor.prometheus.port={swallowing}", "train.steps=60"), COUNTING_STEP_SECONDS="0.1"
+        *train(f"monitor.prometheus.port={swallowing}", "train.steps=100"), COUNTING_STEP_SECONDS="0.1"
     )
-    wait_for(lambda: run_of(trial).attempts() and told(trial), what="the exporter")
+    wait_for(lambda: run_of(trial).attempts() and told(trial), seconds=120, what="the exporter")
     (said,) = told(trial)
     assert said == f"Prometheus: metrics at http://127.0.0.1:{swallowing + 1}/metrics (port {swallowing} is taken)"
     targets = json.loads(run_of(trial).path.with_name("prometheus-trial.json").read_text())
@@ -62,7 +62,7 @@ def test_it_dies_and_training_goes_on(monitored: Cli, trial: Path, swallowing: i
     out, err = run.communicate(timeout=60)
     assert run.returncode == 0, err
     assert "monitoring killed by SIGKILL; training goes on without it; its last words: " in out
-    assert "complete: 60 steps" in out
+    assert "complete: 100 steps" in out
     assert len(told(trial)) == 2
 
 
@@ -92,7 +92,7 @@ def test_what_a_dead_store_lacks_is_said_and_sent_later(monitored: Cli, trial: P
 
 def test_a_killed_launcher_leaves_no_monitor_behind(monitored: Cli, trial: Path) -> None:
     run = monitored.start(*train("monitor.prometheus={}", "train.steps=9999"), COUNTING_STEP_SECONDS="0.1")
-    wait_for(lambda: run_of(trial).attempts() and told(trial), what="the exporter")
+    wait_for(lambda: run_of(trial).attempts() and told(trial), seconds=120, what="the exporter")
     (pid,) = processes_with(f"primus.runtime.monitor {run_of(trial).path}")
     os.kill(pid, signal.SIGTERM)  # as Slurm sends it to every process of a job that is to save and end
     os.kill(pid, signal.SIGINT)

@@ -122,6 +122,7 @@ def main() -> None:
     given = parser.parse_args()
     with suppress(OSError):
         os.nice(NICENESS)
+        Path("/proc/self/autogroup").write_text(f"{NICENESS}", encoding="ascii")  # by which Linux weighs sessions
     follow(given.attempt, patience=given.patience, late=given.late)
     sys.stdout.flush()
     sys.stderr.flush()
