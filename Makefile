@@ -4,7 +4,7 @@
 
 in_dev = @python=$$(./primus-cli env python dev) && PYTHONPATH="$$PWD/src" PRIMUS_PYTHON=$$python
 
-.PHONY: help quickstart test lint docs bench parity lock clean
+.PHONY: help quickstart test lint docs bench parity matrix lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ bench: ## every benchmark: a small table each; B=NAME for one of them
 
 parity: ## train the same experiments on every engine, version and layout; the table of docs/numerics.md
 	$(in_dev) PYTHONPATH="$$PWD/src:$$PWD/tests/support" OMP_NUM_THREADS=1 $$python tests/parity/table.py
+
+matrix: ## every fault in every place on every engine; the table of docs/resilience.md
+	$(in_dev) OMP_NUM_THREADS=1 $$python -m pytest tests/faults --matrix docs/resilience.md
 
 lock: ## pin requirements/*.in anew, with pip's own configuration
 	$(in_dev) $$python requirements/lock.py

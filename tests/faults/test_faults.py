@@ -1,23 +1,90 @@
-"""Some of the faults, each on one engine."""
+"""Whatever happens to a run, its curve is the one it would have had, bit for bit. ``make matrix`` tries every
+combination and writes the table."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from command_line import Cli
-from faults import FAULTS, check, unbroken
+from fault_runs import Curve, Direct, Matrix, OnSlurm, Place, curve, experiment
+from faults import Case
+from slurm_cluster import Cluster
 
-CHOSEN = {
-    "torchtitan": ("SIGSTOP of a rank", "SIGTERM of a rank"),
-    "megatron": ("SIGKILL of rank 0",),
-}
+from primus.events.history import RunHistory
 
 
-@pytest.mark.parametrize("backend", CHOSEN)
-def test_the_curve_is_that_of_the_unbroken_run(cli: Cli, tmp_path: Path, backend: str) -> None:
-    whole = unbroken(cli, tmp_path, backend)
-    assert [step for step, _ in whole] == list(range(1, 61))
-    for fault in FAULTS:
-        if fault.name in CHOSEN[backend]:
-            check(cli, tmp_path, backend, fault, whole)
+@pytest.fixture
+def place(case: Case, cli: Cli, request: pytest.FixtureRequest) -> Iterator[Place]:
+    if case.place == "direct":
+        yield Direct(cli)
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    yield OnSlurm(cli, cluster)
+    for daemon in cluster.daemons.values():  # a stopped one would not end
+        with suppress(ProcessLookupError):
+            os.kill(daemon.pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def directory(case: Case, cli: Cli) -> Iterator[Path]:
+    """The run's, as the fault wants it."""
+    path = cli.home / "runs" / "struck"
+    if case.fault.prepare:
+        case.fault.prepare(path)
+    yield path
+    if (path / "checkpoints").is_mount():
+        subprocess.run(["umount", "--lazy", path / "checkpoints"], check=True)
+
+
+@pytest.fixture
+def unbroken(case: Case, cli: Cli, matrix: Matrix) -> Curve:
+    """The curve of the same run when nothing happens to it."""
+    key = case.engine, case.fault.steps
+    if key not in matrix.curves:
+        direct = Direct(cli)
+        run = direct.start(experiment(f"whole-{case.engine}", case.engine, matrix.dataset, cli.home, case.fault.steps))
+        direct.wait(run)
+        matrix.curves[key] = curve(run.history())
+    found = matrix.curves[key]
+    assert [step for step, _, _ in found] == list(range(1, case.fault.steps + 1))
+    return found
+
+
+def test_the_curve_is_that_of_the_unbroken_run(
+    case: Case, directory: Path, place: Place, matrix: Matrix, unbroken: Curve
+) -> None:
+    matrix.cells[str(case)] = "**differs**"
+    file = experiment(directory.name, case.engine, matrix.dataset, directory.parents[1], case.fault.steps)
+    run = place.start(file)
+    case.fault.strike(run)
+    struck, reached = time.time(), run.step()
+    said = place.wait(run)
+    if case.place == "direct":
+        assert run.ended() == case.fault.code, said
+        assert case.fault.said in said
+        run.wait_for_no_process()
+    if case.again:
+        assert run.history().status != "complete", said
+        run = place.start(file)
+        said = place.wait(run)
+    history = run.history()
+    assert history.status == "complete", said
+    assert curve(history) == unbroken
+    matrix.cells[str(case)] = _told(case, history, struck, reached)
+
+
+def _told(case: Case, history: RunHistory, struck: float, reached: int) -> str:
+    """How long it took until a step was done that had not been done, and what was done again."""
+    steps, resumed = history.steps, history.attempts[-1].resumed_from
+    after = [at - struck for step, at in zip(steps.step, steps.time, strict=True) if step > reached and at > struck]
+    words = ["equal", "given again" if case.again else "by itself"]
+    words += [f"{min(after):.0f} s"] if after else []
+    words += [f"{reached - resumed} steps lost"] if resumed is not None and resumed < reached else []
+    return ", ".join(words)

@@ -1,4 +1,4 @@
-"""Faults that hit a real run of two processes at a chosen step, and the check that its curve is the unbroken one's."""
+"""The faults: real signals to real processes, real damage to real files."""
 
 from __future__ import annotations
 
@@ -6,138 +6,190 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import Cli, environment_of, processes_with, wait_for
+from fault_runs import ENGINES, INTERVAL, PLACES, STEPS, Run
+from system import unavailable
 
-from primus.events.follow import read_run
-
-EXPERIMENT = """\
-extends: [models/tiny_llama, hardware/cpu]
-name: {name}
-backend: {backend}
-model: {{num_hidden_layers: 1, hidden_size: 64, intermediate_size: 128, vocab_size: 256}}
-data: {{train: synthetic}}
-train: {{steps: 60, global_batch_size: 4, seq_length: 32}}
-optimizer: {{lr: 1e-3}}
-precision: fp32
-monitor: {{tensorboard: false}}
-checkpoint: {{interval: 5, keep: 3}}
-resilience: {{hang_timeout: 5s}}
-"""
-BACKENDS = ("torchtitan", "megatron")
-STEP = 17
-"""After which the fault comes: two steps behind a checkpoint, which is still being written."""
-
-
-@dataclass
-class Broken:
-    """A run that a fault is about to hit. launcher: of the command, started already."""
-
-    directory: Path
-    launcher: subprocess.Popen[str]
-
-    def rank(self, number: int) -> int:
-        found = processes_with(f"primus.runtime.worker {self.directory}/")
-        return next(pid for pid in found if environment_of(pid).get("RANK") == str(number))
-
-    @property
-    def agent(self) -> int:
-        return next(iter(processes_with(f"primus.runtime.agent {self.directory}/")))
+LATE = INTERVAL + 2
+"""The step after which faults strike: one checkpoint is there, the next one is not."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """hit: does it. code: the command's exit code; when it is not 0 the same command is given again. said: what the
-    command must print."""
+    """strike: what happens to a run that trains. code: the command's exit code in ``direct``; unless it is 0, the same
+    command is given again, in Slurm too if it says that the run was asked to stop. said: what the command prints.
+    places: where it can happen. prepare: makes the run's directory. steps: of the run, which has to be longer than it
+    takes to notice."""
 
     name: str
-    hit: Callable[[Broken], None]
+    strike: Callable[[Run], None]
     code: int = 0
     said: str = ""
+    places: tuple[str, ...] = PLACES
+    prepare: Callable[[Path], None] | None = None
+    steps: int = STEPS
 
 
-def _to(number: signal.Signals, whom: Callable[[Broken], int]) -> Callable[[Broken], None]:
-    return lambda broken: os.kill(whom(broken), number)
+def _send(number: signal.Signals, pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
-def _both_ranks(broken: Broken) -> None:
-    for pid in [broken.rank(0), broken.rank(1)]:
-        os.kill(pid, signal.SIGKILL)
+def _rank(number: signal.Signals) -> Callable[[Run], None]:
+    def strike(run: Run) -> None:
+        run.wait_for_step(LATE)
+        _send(number, run.ranks()[1])
+
+    return strike
 
 
-def _stopped_and_killed(broken: Broken) -> None:
-    os.kill(broken.rank(0), signal.SIGSTOP)
-    os.kill(broken.rank(1), signal.SIGKILL)
+def _agent(number: signal.Signals) -> Callable[[Run], None]:
+    def strike(run: Run) -> None:
+        run.wait_for_step(LATE)
+        _send(number, max(run.agents().values()))
+
+    return strike
 
 
-def _first(broken: Broken) -> int:
-    return broken.rank(0)
+def _killed_with(damage: Callable[[Run], None]) -> Callable[[Run], None]:
+    """Damage to the newest of two checkpoints, then the loss of a rank."""
+
+    def strike(run: Run) -> None:
+        run.wait_for_step(LATE)
+        run.wait_for(lambda: len(run.checkpoints()) > 1, "a second checkpoint")
+        damage(run)
+        _send(signal.SIGKILL, run.ranks()[0])
+
+    return strike
 
 
-def _second(broken: Broken) -> int:
-    return broken.rank(1)
+def _truncate(run: Run) -> None:
+    path = run.largest_file(run.checkpoints()[-1])
+    os.truncate(path, path.stat().st_size // 2)
 
 
-def _agent(broken: Broken) -> int:
-    return broken.agent
+def _flip(run: Run) -> None:
+    path = run.largest_file(run.checkpoints()[-1])
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 0x10]))
 
 
-def _launcher(broken: Broken) -> int:
-    return int((broken.directory / "lock").read_text().partition('"pid": ')[2].partition(",")[0])
+def _slurmd(number: signal.Signals) -> Callable[[Run], None]:
+    """Slurm's daemon of a node; what it has started goes on."""
+
+    def strike(run: Run) -> None:
+        run.wait_for_step(LATE)
+        cluster, name = run.node()
+        _send(number, cluster.daemons[name].pid)
+
+    return strike
+
+
+def _node_lost(run: Run) -> None:
+    run.wait_for_step(LATE)
+    cluster, name = run.node()
+    cluster.kill_node(name)
+
+
+def _node_drained(run: Run) -> None:
+    run.wait_for_step(LATE)
+    cluster, name = run.node()
+    cluster.run("scontrol", "update", f"nodename={name}", "state=drain", "reason=a check failed")
+
+
+def small_disk(directory: Path) -> None:
+    """Checkpoints on a disk of their own that has room for four."""
+    checkpoints = directory / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    words = ["mount", "-t", "tmpfs", "-o", "size=14m", "checkpoints", str(checkpoints)]
+    made = subprocess.run(words, capture_output=True, text=True, check=False)
+    if made.returncode:
+        unavailable(f"a small disk cannot be mounted here: {made.stderr.strip()}")
+
+
+def _fill(run: Run) -> None:
+    """The disk is full until a save has failed."""
+    run.wait_for_step(2)
+    filler = run.directory / "checkpoints" / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(1 << 16)):
+            pass
+    run.wait_for(lambda: "was not saved" in run.events(), "a save that failed")
+    filler.unlink()
+
+
+def _two(run: Run) -> None:
+    run.wait_for_step(LATE)
+    ranks = run.ranks()
+    _send(signal.SIGSTOP, ranks[0])
+    _send(signal.SIGKILL, ranks[1])
+
+
+def _launcher(number: signal.Signals) -> Callable[[Run], None]:
+    def strike(run: Run) -> None:
+        run.wait_for_step(LATE)
+        _send(number, run.launcher())
+
+    return strike
 
 
 AGAIN = "the processes are started again"
+DIRECT, SLURM = ("direct",), ("slurm",)
+
 FAULTS = (
-    Fault("SIGKILL of a rank", _to(signal.SIGKILL, _second), said=AGAIN),
-    Fault("SIGKILL of rank 0", _to(signal.SIGKILL, _first), said=AGAIN),
-    Fault("SIGSEGV of a rank", _to(signal.SIGSEGV, _second), said=AGAIN),
-    Fault("SIGSTOP of a rank", _to(signal.SIGSTOP, _second), said="rank 1 is stopped"),
-    Fault("SIGTERM of a rank", _to(signal.SIGTERM, _second), code=143),
-    Fault("SIGKILL of the agent", _to(signal.SIGKILL, _agent), code=1),
-    Fault("SIGSTOP of the agent", _to(signal.SIGSTOP, _agent)),
-    Fault("SIGTERM of the agent", _to(signal.SIGTERM, _agent), code=143),
-    Fault("SIGKILL of the launcher", _to(signal.SIGKILL, _launcher), code=-signal.SIGKILL),
-    Fault("SIGTERM of the launcher", _to(signal.SIGTERM, _launcher), code=143),
-    Fault("SIGKILL of both ranks", _both_ranks, said=AGAIN),
-    Fault("SIGSTOP of a rank, SIGKILL of another", _stopped_and_killed, said=AGAIN),
+    Fault("SIGKILL of a rank", _rank(signal.SIGKILL), said=AGAIN),
+    Fault("SIGSEGV of a rank", _rank(signal.SIGSEGV), said=AGAIN),
+    Fault("SIGSTOP of a rank", _rank(signal.SIGSTOP), said="rank 1 is stopped"),
+    Fault("SIGTERM of a rank", _rank(signal.SIGTERM), code=143),
+    Fault("SIGKILL of an agent", _agent(signal.SIGKILL), code=1),
+    Fault("SIGSTOP of an agent", _agent(signal.SIGSTOP)),
+    Fault("SIGTERM of an agent", _agent(signal.SIGTERM), code=143),
+    Fault("SIGKILL of the launcher", _launcher(signal.SIGKILL), code=-signal.SIGKILL, places=DIRECT),
+    Fault("SIGTERM of the launcher", _launcher(signal.SIGTERM), code=143, places=DIRECT),
+    Fault("SIGKILL of slurmd", _slurmd(signal.SIGKILL), places=SLURM),
+    Fault("SIGSTOP of slurmd", _slurmd(signal.SIGSTOP), places=SLURM),
+    Fault("SIGTERM of slurmd", _slurmd(signal.SIGTERM), places=SLURM),
+    Fault("node lost", _node_lost, places=SLURM),
+    Fault("node drained", _node_drained, places=SLURM, steps=4 * STEPS),
+    Fault("checkpoint truncated, SIGKILL of a rank", _killed_with(_truncate), said=AGAIN),
+    Fault("checkpoint bit-flipped, SIGKILL of a rank", _killed_with(_flip), said=AGAIN),
+    Fault("disk full", _fill, prepare=small_disk),
+    Fault("SIGSTOP of one rank, SIGKILL of the other", _two, said=AGAIN),
 )
 
-
-def words(folder: Path, name: str, backend: str) -> list[str]:
-    """The command line of a run in `folder`, whose experiment file is made."""
-    file = folder / f"{name}.yaml"
-    file.write_text(EXPERIMENT.format(name=name, backend=backend))
-    return ["direct", "--nproc", "2", "--", "train", "pretrain", "--config", str(file), "--runs-dir", str(folder)]
+COMBINATIONS = [(place, engine) for place in PLACES for engine in ENGINES]
 
 
-def curve(directory: Path) -> list[tuple[int, float]]:
-    """(step, loss) of every step that counts."""
-    history = read_run(directory)
-    assert history.status == "complete", history.status
-    return list(zip(history.steps.step, history.steps.loss, strict=True))
+@dataclass(frozen=True)
+class Case:
+    """One cell of the matrix."""
+
+    fault: Fault
+    place: str
+    engine: str
+
+    def __str__(self) -> str:
+        return f"{self.fault.name}, {self.place}, {self.engine}"
+
+    @property
+    def again(self) -> bool:
+        """Whether the same command has to be given again."""
+        return self.fault.code == 143 or (self.fault.code != 0 and self.place == "direct")
 
 
-def unbroken(cli: Cli, folder: Path, backend: str) -> list[tuple[int, float]]:
-    done = cli(*words(folder, f"whole-{backend}", backend), timeout=240)
-    assert done.returncode == 0, done.stderr
-    return curve(folder / f"whole-{backend}")
+CASES = [Case(fault, *where) for fault in FAULTS for where in COMBINATIONS if where[0] in fault.places]
 
 
-def check(cli: Cli, folder: Path, backend: str, fault: Fault, whole: list[tuple[int, float]]) -> None:
-    """Let `fault` hit a run on `backend`. Raises AssertionError when it does not end as the unbroken one, `whole`."""
-    name = f"{fault.name.replace(' ', '-').replace(',', '')}-{backend}"
-    command = words(folder, name, backend)
-    broken = Broken(folder / name, cli.start(*command))
-    events = broken.directory / "attempts/1/events-rank0.jsonl"
-    wait_for(lambda: events.exists() and f'"step":{STEP},' in events.read_text(), 120)
-    fault.hit(broken)
-    out, err = broken.launcher.communicate(timeout=120)
-    assert broken.launcher.returncode == fault.code, err
-    assert fault.said in out, out
-    wait_for(lambda: not processes_with(f"{broken.directory}/"), 15, "the end of every process")
-    if fault.code:
-        again = cli(*command, timeout=240)
-        assert again.returncode == 0, again.stderr
-    assert curve(broken.directory) == whole
+def some() -> list[Case]:
+    """Every fault once, places and engines by turns."""
+    chosen = []
+    for number, fault in enumerate(FAULTS):
+        possible = [case for case in CASES if case.fault is fault]
+        chosen.append(possible[number % len(possible)])
+    return chosen
