@@ -39,24 +39,28 @@ def read_starts(run: Path) -> list[JobStart]:
     """The starts of all jobs of a run, by time."""
     found: list[JobStart] = []
     for file in (run / "jobs").glob("*/record.jsonl"):
-        found += _starts(list(_records(file)))
+        found += _starts(read_record(file))
     return sorted(found, key=lambda start: start.began)
 
 
-def _records(file: Path) -> Iterator[dict[str, Any]]:
+def read_record(file: Path) -> list[dict[str, Any]]:
+    """The entries of a job's ``record.jsonl``, oldest first; lines that are none are left out, a missing file has
+    none."""
     try:
         lines = file.read_bytes().splitlines()
     except OSError:
-        return
-    for line in lines:
-        try:
-            record = from_json(line, allow_inf_nan=False)
-        except ValueError:
-            continue
-        if not isinstance(record, dict) or not isinstance(record.get("event"), str):
-            continue
-        if isinstance(record.get("time"), int | float):
-            yield record
+        return []
+    return [entry for line in lines if (entry := _entry(line)) is not None]
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = from_json(line, allow_inf_nan=False)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
+        return None
+    return entry if isinstance(entry.get("time"), int | float) else None
 
 
 def _starts(records: Sequence[dict[str, Any]]) -> Iterator[JobStart]:

@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from primus.errors import RunDirectoryError
+from primus.events.jobs import read_record
 from primus.launch.places import Places
 from primus.plan.plan import Plan
 from primus.runtime.job import Job
@@ -121,15 +122,7 @@ class JobDirectory:
             file.write(line + "\n")
 
     def record(self) -> list[dict[str, Any]]:
-        try:
-            lines = (self.path / "record.jsonl").read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return []
-        found = []
-        for line in lines:
-            with suppress(ValueError):
-                found.append(json.loads(line))
-        return found
+        return read_record(self.path / "record.jsonl")
 
 
 @dataclass(frozen=True)
