@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from primus.runtime.interpreters import find
+from primus.runtime.environments.interpreters import find
 
 HERE = Path(__file__).resolve().parent
 # From the largest to the smallest, each constrained by the one before: a package has one version in all of them.

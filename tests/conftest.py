@@ -16,7 +16,7 @@ from slurm_cluster import Cluster, running
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from primus.runtime.exchanges import Exchanges
+from primus.runtime.exchange.exchanges import Exchanges
 
 
 def pytest_configure() -> None:

@@ -15,8 +15,8 @@ from tiny import DEEPSEEK_V3, LLAMA
 
 from primus.checkpoints import skipped, store
 from primus.runtime.environments import provide
-from primus.runtime.exchanges import Exchanges
-from primus.runtime.moving import move
+from primus.runtime.exchange.exchanges import Exchanges
+from primus.runtime.exchange.moving import move
 
 TOLERANCE = 1e-5
 SKIP, BACK = ({"resilience__anomaly": policy} for policy in ("skip_step", "rollback"))

@@ -211,7 +211,7 @@ def test_no_venv_module(tmp_path: Path) -> None:
     # sys.executable of the wrapped interpreter is what makes environments, so the wrapper has to be what it sees
     code = (
         "import sys; sys.executable = sys.argv.pop(1); "
-        "sys.path.insert(0, 'src'); from primus.runtime.environments import main; main()"
+        "sys.path.insert(0, 'src'); from primus.runtime.environments.__main__ import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(wrapper), "launcher"],

@@ -13,7 +13,7 @@ from command_line import Cli
 from primus.cli.main import run as primus_cli
 from primus.runtime import environments
 from primus.runtime.environments import ENVIRONMENTS
-from primus.runtime.pins import Interpreter, read_lock
+from primus.runtime.environments.pins import Interpreter, read_lock
 
 
 @pytest.fixture

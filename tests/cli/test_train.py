@@ -19,9 +19,9 @@ def test_the_printed_command_is_the_one_that_runs(cli: Cli, trial: Path) -> None
     process = cli.start(
         "direct", "--nproc", "2", "--", "train", "pretrain", "--config", "trial.yaml", "train.steps=9999"
     )
-    wait_for(lambda: processes_with("primus.runtime.agent "))
+    wait_for(lambda: processes_with("primus.runtime.agents.agent "))
     wait_for(lambda: processes_with(str(trial.parent / "runs")))
-    lines = [line for line in processes_with("primus.runtime.agent").values() if str(trial.parent) in line]
+    lines = [line for line in processes_with("primus.runtime.agents.agent").values() if str(trial.parent) in line]
     process.terminate()
     process.communicate(timeout=30)
     words = [word for word in command[1:] if "=" not in word or not word.split("=")[0].isupper()]

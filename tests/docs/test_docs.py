@@ -19,7 +19,7 @@ from primus.config.keys import keys
 from primus.config.load import load
 from primus.config.presets import available
 from primus.plan.planner import make_plan
-from primus.runtime.pins import normalized, read_requirements
+from primus.runtime.environments.pins import normalized, read_requirements
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README.md")])

@@ -22,7 +22,9 @@ from primus.launch.container import Container, Host, Inside, Mount, render
 from primus.launch.direct import Command
 
 GOLDEN = Path(__file__).parent / "golden"
-AGENT = Command(("/env/bin/python", "-P", "-m", "primus.runtime.agent", "/runs/a/attempts/3"), {"PYTHONPATH": "/src"})
+AGENT = Command(
+    ("/env/bin/python", "-P", "-m", "primus.runtime.agents.agent", "/runs/a/attempts/3"), {"PYTHONPATH": "/src"}
+)
 DOCKER = Host("docker", "docker", 1000, 100, "me", "node1", groups=(44, 992), amd_groups=("44", "993"))
 PODMAN = replace(DOCKER, kind="podman", program="podman", rootless=True)
 APPTAINER = replace(DOCKER, kind="apptainer", program="apptainer")

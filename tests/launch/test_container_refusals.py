@@ -14,7 +14,7 @@ from command_line import Cli
 from docker_engine import BARE, FOREIGN, IMAGE, Docker
 
 from primus.errors import LaunchError
-from primus.runtime import engines
+from primus.runtime.containers import engines
 
 Refused = Callable[..., str]
 

@@ -170,7 +170,7 @@ def test_with_podman_too_nothing_is_left_behind(cli: Cli, podman: Engine, trial:
             if victim in line and "conmon" not in line:
                 os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=60)
-        wait_for(lambda: not labelled(podman, trial), 10, "the end of the container")
+        wait_for(lambda: not labelled(podman, trial), 60, "the end of the container")  # it deletes a copy of the image
     assert cli(*counting("train.steps=1", place=place), **PLAIN).returncode == 0
 
 

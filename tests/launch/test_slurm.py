@@ -56,7 +56,7 @@ def test_a_shell_runs_what_was_meant(path: str, value: str) -> None:
     text = script(Slurm(), inner)
     shown = text.replace("exec printf", "printf '%s\\0' \"$ODD\"", 1)
     words = subprocess.run(["bash", "-c", shown], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
-    assert words[:5] == [value, "-P", "-m", "primus.runtime.slurm_batch", str(inner.job)]
+    assert words[:5] == [value, "-P", "-m", "primus.runtime.slurm.batch", str(inner.job)]
     assert words[-2:] == ["primus.runtime.node", str(inner.job)]
 
 

@@ -74,7 +74,9 @@ def test_every_tracked_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
     tracked -= {name for name in tracked if (ROOT / "src" / name).is_symlink()}
     packed = set(zipfile.ZipFile(wheel).namelist())
     assert tracked - packed == set()
-    assert {f"primus/runtime/requirements/{name}.lock" for name in ("launcher", "torch", "monitor", "dev")} <= packed
+    assert {
+        f"primus/runtime/environments/requirements/{name}.lock" for name in ("launcher", "torch", "monitor", "dev")
+    } <= packed
 
 
 def test_it_runs_outside_the_checkout(environment: Path, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from primus.data.reader import open_validation
 from primus.errors import CheckpointError, UsageError
 from primus.plan.plan import Plan
 from primus.runtime.environments import provide
-from primus.runtime.exchanges import Exchanges
-from primus.runtime.exporting import export_huggingface
-from primus.runtime.moving import move
+from primus.runtime.exchange.exchanges import Exchanges
+from primus.runtime.exchange.exporting import export_huggingface
+from primus.runtime.exchange.moving import move
 
 TOLERANCE = 1e-5
 MODELS: dict[str, dict[str, Any]] = {

@@ -15,10 +15,10 @@ import made
 import pytest
 
 from primus.errors import EnvironmentFault, Problem
-from primus.runtime import environments, installing, pins, ranks
-from primus.runtime.environments import ENVIRONMENTS, import_path, locate
-from primus.runtime.pins import Interpreter, Lock, Requirement, read_lock, read_requirements, shortcomings
-from primus.runtime.ranks import check_backend, check_import_path, engine_mismatches
+from primus.runtime import environments
+from primus.runtime.environments import ENVIRONMENTS, import_path, installing, locate, pins, ranks
+from primus.runtime.environments.pins import Interpreter, Lock, Requirement, read_lock, read_requirements, shortcomings
+from primus.runtime.environments.ranks import check_backend, check_import_path, engine_mismatches
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,8 +22,8 @@ from primus.checkpoints import safetensors, store
 from primus.config import huggingface
 from primus.config.experiment import Model
 from primus.errors import CheckpointError
-from primus.runtime.exchanges import Exchanges
-from primus.runtime.exporting import export_huggingface
+from primus.runtime.exchange.exchanges import Exchanges
+from primus.runtime.exchange.exporting import export_huggingface
 
 TOLERANCE = 1e-5
 """Measured: 2e-6 at most. The contract is 1e-4."""

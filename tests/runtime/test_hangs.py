@@ -16,8 +16,8 @@ from primus.config.load import load
 from primus.config.units import SHORTEST_MULTIPLE, collective_seconds
 from primus.events.follow import read_run
 from primus.plan.planner import make_plan
+from primus.runtime.agents.stacks import Rank, behind
 from primus.runtime.patience import PAUSE_SECONDS, START_SECONDS, Patience
-from primus.runtime.stacks import Rank, behind
 
 WAITING = [("/env/torch/distributed/distributed_c10d.py", "2810", "all_reduce")]
 WORKING = [("/src/counting/__init__.py", "12", "_fault")]
@@ -157,7 +157,7 @@ def test_a_stopped_agent_is_let_go_on(cli: Cli, trial: Path) -> None:
     process = cli.start(*train("train.steps=100000"), COUNTING_COUPLED="1")
     events = run_of(trial) / "attempts/1/events-rank0.jsonl"
     wait_for(lambda: events.exists() and "step_done" in events.read_text(), 60)
-    (agent,) = processes_with(f"primus.runtime.agent {run_of(trial)}")
+    (agent,) = processes_with(f"primus.runtime.agents.agent {run_of(trial)}")
     os.kill(agent, signal.SIGSTOP)
     workers = processes_with(f"primus.runtime.worker {run_of(trial)}")
     os.kill(next(iter(workers)), signal.SIGKILL)

@@ -9,9 +9,9 @@ import made
 import pytest
 
 from primus.errors import EnvironmentFault
-from primus.runtime import environments, installing, integrity
-from primus.runtime.environments import ENVIRONMENTS, locate
-from primus.runtime.pins import Interpreter
+from primus.runtime import environments
+from primus.runtime.environments import ENVIRONMENTS, installing, integrity, locate
+from primus.runtime.environments.pins import Interpreter
 
 TORCH = ENVIRONMENTS["torch"]
 

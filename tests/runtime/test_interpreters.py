@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from primus.errors import EnvironmentFault
-from primus.runtime import environments, interpreters
-from primus.runtime.interpreters import find
+from primus.runtime import environments
+from primus.runtime.environments import interpreters
+from primus.runtime.environments.interpreters import find
 
 
 def script(path: Path, text: str) -> Path:

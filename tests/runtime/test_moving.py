@@ -26,8 +26,8 @@ from primus.checkpoints import store
 from primus.checkpoints.store import CheckpointInfo
 from primus.config.experiment import Model
 from primus.errors import CheckpointError, PlanError
-from primus.runtime.exchanges import Exchanges
-from primus.runtime.moving import move, settle
+from primus.runtime.exchange.exchanges import Exchanges
+from primus.runtime.exchange.moving import move, settle
 from primus.runtime.processes import PARENT
 from primus.runtime.run_directory import RunDirectory, experiment_text
 
@@ -146,8 +146,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from primus.checkpoints import store
-from primus.runtime.exchanges import Exchanges
-from primus.runtime.moving import move
+from primus.runtime.exchange.exchanges import Exchanges
+from primus.runtime.exchange.moving import move
 
 def progress(title):
     def at(done, total):
@@ -181,7 +181,10 @@ def test_killed_in_the_middle_it_can_be_asked_for_again(cli: Cli, tmp_path: Path
     )
     assert done.returncode == -signal.SIGKILL
     mine = str(int(done.stdout))
-    wait_for(lambda: mine not in map(parent, processes_with("primus.runtime.exchanges")), what="the end of its process")
+    wait_for(
+        lambda: mine not in map(parent, processes_with("primus.runtime.exchange.exchanges")),
+        what="the end of its process",
+    )
     left = there(run)
     assert len(left) == 3  # the original, and two directories of the conversion, which nobody takes for a checkpoint
     assert [(info.step, info.backend) for info in store.complete(run)] == [(STEP, "megatron")]

@@ -19,8 +19,8 @@ from tiny import make_dataset
 
 from primus.checkpoints import store
 from primus.events.follow import read_run
-from primus.runtime.pins import read_lock
-from primus.runtime.replicas import devices
+from primus.runtime.agents.replicas import devices
+from primus.runtime.environments.pins import read_lock
 
 HAS_WHEEL = platform.machine() == "x86_64" and sys.platform == "linux" and sys.version_info[:2] <= (3, 13)
 TOLERANCE = 1e-5

@@ -15,7 +15,7 @@ from primus.events.bus import Bus
 from primus.events.follow import read_run
 from primus.events.jsonl import read_lines
 from primus.events.types import Notice, RunStarted, StepDone
-from primus.runtime.restarts import LastStep, Restarts
+from primus.runtime.agents.restarts import LastStep, Restarts
 
 
 class Clock:

@@ -274,10 +274,12 @@ def test_ranks_that_start_again_do_not_look_for_each_other_where_they_were(cli: 
     assert list(read_run(run_of(trial)).steps.step) == [1, 2, 3, 4, 5]
 
 
-def test_a_stop_that_comes_when_all_is_done_is_no_failure(cli: Cli, trial: Path) -> None:
+def test_what_happens_when_all_is_done_is_no_failure(cli: Cli, trial: Path) -> None:
+    """A stop, and an engine that crashes while Python ends; what it wished done at the end is done."""
     done = cli(*train(), COUNTING_FAULT="late:0:3")
     assert done.returncode == 0, done.stderr
     assert read_run(run_of(trial)).status == "complete"
+    assert (run_of(trial) / "stopped-late").exists()
 
 
 def test_restarts_run_out(cli: Cli, trial: Path) -> None:
@@ -325,7 +327,7 @@ def test_a_killed_launcher_leaves_nobody_and_the_next_run_continues(cli: Cli, tr
 def test_a_killed_agent_takes_its_ranks_along(cli: Cli, trial: Path) -> None:
     process = cli.start("direct", "--nproc", "2", "--", *train("train.steps=100000"))
     wait_for(lambda: started(trial))
-    (agent,) = processes_with("primus.runtime.agent " + str(run_of(trial)))
+    (agent,) = processes_with("primus.runtime.agents.agent " + str(run_of(trial)))
     os.kill(agent, signal.SIGKILL)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1

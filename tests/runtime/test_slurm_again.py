@@ -10,7 +10,7 @@ import pytest
 from primus.errors import RunDirectoryError
 from primus.runtime.jobs import Start
 from primus.runtime.node import clocks, free_port, resolves
-from primus.runtime.slurm_again import EXCLUDED_SECONDS, Facts, decide, exclude, excluded
+from primus.runtime.slurm.again import EXCLUDED_SECONDS, Facts, decide, exclude, excluded
 
 
 @pytest.mark.parametrize(

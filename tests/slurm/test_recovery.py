@@ -99,7 +99,7 @@ def test_starts_that_bring_nothing_come_to_an_end(cli: Cli, cluster: Cluster, tr
     job = submit(cli, "-N", "1", *train("train.steps=100000"))
     for attempt in (1, 2, 3):
         wait_for(lambda attempt=attempt: stepping(run, attempt), 60)
-        for pid in processes_with(f"primus.runtime.agent {run}/attempts/{attempt}"):
+        for pid in processes_with(f"primus.runtime.agents.agent {run}/attempts/{attempt}"):
             os.kill(pid, signal.SIGKILL)
     assert cluster.wait(job, "FAILED", "COMPLETED", "CANCELLED", seconds=30) == "FAILED"
     assert "the processes around the ranks died; and 3 starts have brought no newer checkpoint" in log(run)

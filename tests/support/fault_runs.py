@@ -111,7 +111,7 @@ class Run:
 
     def agents(self) -> dict[int, int]:
         """node -> process of its agent."""
-        found = processes_with(f"primus.runtime.agent {self.directory}/attempts/")
+        found = processes_with(f"primus.runtime.agents.agent {self.directory}/attempts/")
         nodes = {pid: re.search(r"--node-rank (\d+)", line) for pid, line in found.items()}
         return {int(match[1]) if match else 0: pid for pid, match in nodes.items()}
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from primus.runtime.environments import ENVIRONMENTS
-from primus.runtime.integrity import STAMP
-from primus.runtime.pins import read_lock
+from primus.runtime.environments.integrity import STAMP
+from primus.runtime.environments.pins import read_lock
 
 
 def make(name: str, minor: int = sys.version_info.minor) -> Path:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from primus.home import primus_home
-from primus.runtime.installing import exclusive
+from primus.runtime.environments.installing import exclusive
 
 
 def overlay(package: str, version: str) -> Path:

@@ -154,13 +154,13 @@ def convert(  # noqa: PLR0917 - the options of the command line
         raise UsageError("nothing says what to make" if output is None else "two things to make", remedy=_ONE_OF)
     run = find_run(name, runs_dir)
 
-    from primus.runtime.exchanges import Exchanges
+    from primus.runtime.exchange.exchanges import Exchanges
     from primus.runtime.run_directory import RunDirectory
 
     plan = RunDirectory(run).plan()
     exchanges = Exchanges(plan.experiment.hardware.device if plan else "cpu")
     if output is not None:
-        from primus.runtime.exporting import export_huggingface
+        from primus.runtime.exchange.exporting import export_huggingface
 
         info = _intact(run, step)
         with exchanges, _bars() as bar:
@@ -169,7 +169,7 @@ def convert(  # noqa: PLR0917 - the options of the command line
         return
     assert backend is not None
     from primus.backends import registry
-    from primus.runtime.moving import move, settle
+    from primus.runtime.exchange.moving import move, settle
 
     registry.get(backend)
     claim = RunDirectory(run).claim(lambda text: click.echo(text, err=True))

@@ -19,10 +19,9 @@ from primus.backends import registry
 from primus.backends.base import environment_on
 from primus.errors import EnvironmentFault, PrimusError, Problem
 from primus.home import invoked_as
-from primus.runtime import integrity
-from primus.runtime.environments import ENVIRONMENTS, Environment, Located, create, get, locate, provide
-from primus.runtime.interpreters import find
-from primus.runtime.pins import Interpreter, is_jax_plugin, probe, read_requirements, variables_for
+from primus.runtime.environments import ENVIRONMENTS, Environment, Located, create, get, integrity, locate, provide
+from primus.runtime.environments.interpreters import find
+from primus.runtime.environments.pins import Interpreter, is_jax_plugin, probe, read_requirements, variables_for
 
 NAME = click.argument("name", type=click.Choice(list(ENVIRONMENTS)))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

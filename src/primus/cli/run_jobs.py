@@ -13,7 +13,7 @@ from primus.cli.runs import table
 from primus.errors import UsageError
 from primus.runtime import job_state
 from primus.runtime.jobs import JobDirectory
-from primus.runtime.slurm_again import excluded
+from primus.runtime.slurm.again import excluded
 
 
 def status(run: Path, otherwise: str) -> str:

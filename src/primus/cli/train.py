@@ -87,7 +87,7 @@ def _in_cluster(options: Options, place: Kubernetes, direct: Direct, invocation:
 
 
 def _on_slurm(options: Options, places: Places, invocation: Invocation) -> int:
-    from primus.runtime.slurm_submit import rehearse, submit
+    from primus.runtime.slurm.submit import rehearse, submit
 
     resolved = _prepared(options) if options.dry_run else _prepare(options)
     job = _job(options, places, invocation, resolved)

@@ -91,7 +91,7 @@ def render(
     ``PYTHONPATH`` with which `python` finds Primus, by its first entry, and what the caller had there. cores: of this
     machine. inherited: the caller's environment, which decides only whether OMP_NUM_THREADS is set already.
     """
-    argv = [python, "-P", "-m", "primus.runtime.agent", str(attempt)]
+    argv = [python, "-P", "-m", "primus.runtime.agents.agent", str(attempt)]
     argv += ["--processes", processes, "--nproc", str(nproc), "--max-restarts", str(max_restarts)]
     argv += ["--restart-window", f"{restart_window:.12g}", "--run-id", run_id]
     if replica_groups > 1:

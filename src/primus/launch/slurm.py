@@ -157,7 +157,7 @@ def script(place: Slurm, inner: Inner, excluded: Sequence[str] = ()) -> str:
     if not place.has("--no-requeue"):
         lines.append("#SBATCH --requeue")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(inner.variables.items())]
-    lines.append(f"exec {shlex.join(inner.module('slurm_batch'))} \\\n  {shlex.join(step(inner))}")
+    lines.append(f"exec {shlex.join(inner.module('slurm.batch'))} \\\n  {shlex.join(step(inner))}")
     return "\n".join(lines) + "\n"
 
 

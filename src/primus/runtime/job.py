@@ -16,10 +16,10 @@ from primus.launch.direct import Command, Direct, render
 from primus.plan.diff import check_continue
 from primus.plan.plan import Plan
 from primus.runtime import monitoring
-from primus.runtime.contained import Contained, prepare, rehearse
+from primus.runtime.containers.contained import Contained, prepare, rehearse
 from primus.runtime.environments import get, import_path, locate, provide
+from primus.runtime.environments.ranks import check_backend, check_import_path
 from primus.runtime.processes import cores
-from primus.runtime.ranks import check_backend, check_import_path
 from primus.runtime.run_directory import Attempt, RunDirectory
 
 

@@ -21,7 +21,7 @@ from primus.events.monitor.wandb import has_key
 from primus.events.types import Notice
 from primus.plan.plan import Plan
 from primus.runtime.environments import MONITOR, get, import_path, locate, provide
-from primus.runtime.pins import variables_for
+from primus.runtime.environments.pins import variables_for
 from primus.runtime.processes import ending
 from primus.runtime.run_directory import Attempt, RunDirectory
 

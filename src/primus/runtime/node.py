@@ -21,11 +21,11 @@ from typing import Any, NoReturn
 from primus.config.report import show
 from primus.errors import LaunchError, PrimusError
 from primus.launch import slurm_client
-from primus.runtime import slurm_again
 from primus.runtime.job import Job
 from primus.runtime.jobs import Ending, JobDirectory, Start
 from primus.runtime.lock import Owner
 from primus.runtime.processes import RETRYABLE
+from primus.runtime.slurm import again as slurm_again
 from primus.runtime.supervise import Interrupts
 from primus.runtime.training import RENDEZVOUS_SECONDS, Gang, say, train
 

@@ -21,12 +21,12 @@ from primus.events.sinks.console import Console
 from primus.events.types import AttemptStarted, Event, Notice, RankFailed, RunEnded
 from primus.launch.direct import Command
 from primus.plan.plan import Plan
-from primus.runtime import stacks
-from primus.runtime.agent import tail
-from primus.runtime.agent_process import AgentProcess
+from primus.runtime.agents import stacks
+from primus.runtime.agents.agent import tail
+from primus.runtime.agents.agent_process import AgentProcess
+from primus.runtime.environments.pins import variables_for
 from primus.runtime.monitoring import Monitoring
 from primus.runtime.patience import Patience
-from primus.runtime.pins import variables_for
 from primus.runtime.processes import STOPPED, ending, kernel_state, node_name
 from primus.runtime.run_directory import Attempt
 

@@ -23,11 +23,11 @@ from primus.launch.direct import Command
 from primus.plan.diff import differences
 from primus.plan.plan import Plan
 from primus.runtime import monitoring
+from primus.runtime.exchange.moving import settle
 from primus.runtime.failure import screen
 from primus.runtime.job import Job
 from primus.runtime.lock import STALE_SECONDS, Owner, RunLock, await_attempt
 from primus.runtime.meeting import FirstNode, check_meeting
-from primus.runtime.moving import settle
 from primus.runtime.run_directory import Attempt
 from primus.runtime.supervise import Interrupts, Outcome, Supervisor, environment
 

@@ -6,6 +6,7 @@ first line on. SIGTERM and SIGINT ask it to stop: the backend saves at a step bo
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import os
 import signal
@@ -22,11 +23,11 @@ from primus.events.bus import Bus
 from primus.events.sinks import Sink, SinkContext, open_sinks
 from primus.events.types import Event, RankFailed, RunEnded, StepDone
 from primus.plan.plan import Plan
+from primus.runtime.agents.stacks import StackFile
+from primus.runtime.environments.pins import this_interpreter
+from primus.runtime.environments.ranks import engine_mismatches
 from primus.runtime.lock import hold_as_worker
-from primus.runtime.pins import this_interpreter
 from primus.runtime.processes import FINAL, GROUP, RETRYABLE, die_with_parent, node_name
-from primus.runtime.ranks import engine_mismatches
-from primus.runtime.stacks import StackFile
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 """Signals that ask a rank to stop."""
@@ -80,13 +81,15 @@ def main() -> None:
         traceback.print_exc()
         code = 1
     stack.remove()
-    for number in STOPPING:  # Python gives up its handlers before it has ended, and there is nothing left to stop
+    for number in STOPPING:  # there is nothing left to stop
         signal.signal(number, signal.SIG_IGN)
-    if code:
-        # Not sys.exit: an engine's threads and communicators may hang in their destructors after a failure.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if code == 0:
+        atexit._run_exitfuncs()  # what engines and plugins wish done; a failed rank's may wait for others for ever
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: threads and communicators of an engine hang in their destructors after a failure; and Python, as it
+    # ends, unwinds threads that come back to it from C++, which ends a process that has done everything with SIGABRT.
+    os._exit(code)
 
 
 def redirect_output(path: Path) -> None:

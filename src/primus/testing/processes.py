@@ -19,8 +19,8 @@ from primus.backends import registry
 from primus.events.types import Event, StepDone
 from primus.plan.plan import Plan
 from primus.runtime.environments import import_path, provide
-from primus.runtime.pins import this_interpreter
-from primus.runtime.ranks import engine_mismatches
+from primus.runtime.environments.pins import this_interpreter
+from primus.runtime.environments.ranks import engine_mismatches
 
 
 @dataclass(frozen=True)

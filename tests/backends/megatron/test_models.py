@@ -14,8 +14,8 @@ from megatron_models import Look, Seen, in_huggingface, look, look_at, of_transf
 from safetensors.torch import load_file
 
 from primus.config.experiment import Model
-from primus.runtime.exchanges import Exchanges
-from primus.runtime.exporting import export_huggingface
+from primus.runtime.exchange.exchanges import Exchanges
+from primus.runtime.exchange.exporting import export_huggingface
 
 TOLERANCE = 1e-5
 """Measured, in either version: logits 3e-6, gradients 6e-6 of the largest in a tensor. The contract is 1e-4."""

@@ -1,1 +1,1 @@
-env NCCL_DEBUG=WARN OMP_NUM_THREADS=4 PYTHONPATH=/checkout/src /env/bin/python -P -m primus.runtime.agent '/runs/a run/attempts/3' --processes torchrun --nproc 4 --max-restarts 2 --restart-window 5400 --run-id a-run-3-0123 --nnodes 2 --node-rank 1 --rdzv node0:29400
+env NCCL_DEBUG=WARN OMP_NUM_THREADS=4 PYTHONPATH=/checkout/src /env/bin/python -P -m primus.runtime.agents.agent '/runs/a run/attempts/3' --processes torchrun --nproc 4 --max-restarts 2 --restart-window 5400 --run-id a-run-3-0123 --nnodes 2 --node-rank 1 --rdzv node0:29400

@@ -10,5 +10,5 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 export PYTHONPATH=/checkout/src
-exec /env/bin/python -P -m primus.runtime.slurm_batch /runs/llama/jobs/3 \
+exec /env/bin/python -P -m primus.runtime.slurm.batch /runs/llama/jobs/3 \
   srun --disable-status --kill-on-bad-exit=1 --ntasks-per-node=1 --cpu-bind=none /env/bin/python -P -m primus.runtime.node /runs/llama/jobs/3

@@ -11,5 +11,5 @@
 export PRIMUS_HOME=''
 export PYTHONPATH='a'"'"'b
 $HOME'
-exec '/o'"'"'k/python' -P -m primus.runtime.slurm_batch '/a "b" %j/$(id)/`x`/ü#' \
+exec '/o'"'"'k/python' -P -m primus.runtime.slurm.batch '/a "b" %j/$(id)/`x`/ü#' \
   srun --disable-status --kill-on-bad-exit=1 --ntasks-per-node=1 --cpu-bind=none '/o'"'"'k/python' -P -m primus.runtime.node '/a "b" %j/$(id)/`x`/ü#'

@@ -9,6 +9,7 @@ rank waits at every step for all others, for ever if one is gone, as in a collec
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import time
@@ -130,14 +131,20 @@ def _save(plan: Plan, run_directory: Path, step: int) -> CheckpointSaved:
     return CheckpointSaved(step=step, path=str(directory), bytes=1, seconds=took, blocked_seconds=took)
 
 
-class _Late:
-    """Sends SIGINT to its process when that has done everything and takes itself apart."""
+class _Fragile:
+    """Ends its process with SIGABRT when Python takes itself apart, as threads of an engine may."""
 
-    def __del__(self, send: Callable[[int, int], None] = os.kill, pid: int = os.getpid()) -> None:
-        send(pid, signal.SIGINT)
+    def __del__(self, abort: Callable[[], None] = os.abort) -> None:
+        abort()
 
 
-_late: list[_Late] = []
+_fragile: list[_Fragile] = []
+
+
+def _stopped_late(directory: Path) -> None:
+    """When everything is done, somebody wants the process to stop."""
+    os.kill(os.getpid(), signal.SIGINT)
+    (directory / "stopped-late").touch()
 
 
 def _fault(session: Session, step: int) -> Literal["complete", "stopped"] | None:
@@ -166,7 +173,8 @@ def _fault(session: Session, step: int) -> Literal["complete", "stopped"] | None
     if kind == "hang":
         time.sleep(3600)
     if kind == "late":
-        _late.append(_Late())
+        _fragile.append(_Fragile())
+        atexit.register(_stopped_late, session.run_directory)
         return None
     os.kill(os.getpid(), signal.Signals[kind])
     time.sleep(60)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TextIO
 
 from primus.errors import EnvironmentFault, Problem
-from primus.runtime.integrity import STAMP, lock_file
-from primus.runtime.pins import Lock, normalized, variables_for
+from primus.runtime.environments.integrity import STAMP, lock_file
+from primus.runtime.environments.pins import Lock, normalized, variables_for
 
 # What pip and venv say when they fail -> cause and remedy. The first that matches is shown.
 CAUSES = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from primus.errors import EnvironmentFault, Problem
 from primus.runtime.environments import get
-from primus.runtime.pins import Interpreter, probe, public
+from primus.runtime.environments.pins import Interpreter, probe, public
 
 
 def engine_mismatches(interpreter: Interpreter, engine: dict[str, str]) -> list[Problem]:

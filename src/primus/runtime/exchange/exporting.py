@@ -16,7 +16,7 @@ from primus.checkpoints.integrity import read_manifest, sync_directory, verify
 from primus.config.experiment import Model
 from primus.config.huggingface import to_config
 from primus.errors import CheckpointError
-from primus.runtime.exchanges import Exchanges
+from primus.runtime.exchange.exchanges import Exchanges
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 

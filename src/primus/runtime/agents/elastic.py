@@ -16,9 +16,9 @@ from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs, S
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from primus.errors import LaunchError
-from primus.runtime.agent import GRACE_SECONDS, Control, Reporter, Task
+from primus.runtime.agents.agent import GRACE_SECONDS, Control, Reporter, Task
+from primus.runtime.agents.starts import MEETING_SECONDS, Starts
 from primus.runtime.processes import RETRYABLE, end_all
-from primus.runtime.starts import MEETING_SECONDS, Starts
 
 MONITOR_SECONDS = 0.1
 REACH_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""The batch step of a Slurm job, on its first node: ``python -P -m primus.runtime.slurm_batch JOB_DIRECTORY SRUN ...``.
+"""The batch step of a Slurm job, on its first node: ``python -P -m primus.runtime.slurm.batch JOB_DIRECTORY SRUN ...``.
 
 It runs one job step, a launcher on each node, and looks after it: it passes on the wish to stop before a time limit,
 notices nodes that fail, and queues the job again when that was not the run's own doing.
@@ -27,7 +27,7 @@ from primus.plan.planner import replan
 from primus.runtime.jobs import JobDirectory, Start
 from primus.runtime.processes import node_name
 from primus.runtime.run_directory import write_atomically
-from primus.runtime.slurm_again import FRUITLESS, Decision, Facts, decide, exclude, excluded, hasten
+from primus.runtime.slurm.again import FRUITLESS, Decision, Facts, decide, exclude, excluded, hasten
 from primus.runtime.training import say
 
 POLL_SECONDS = 0.1

@@ -1,8 +1,8 @@
 """Reading and writing engines' checkpoints, each engine in a process of its own environment.
 
-``Exchanges`` starts ``python -m primus.runtime.exchanges`` where an engine's libraries are, and asks it for one call
-of ``backends.base.Exchange`` after another. A request is a line of JSON; so is each answer: ``progress``, then
-``done``, or what went wrong.
+``Exchanges`` starts ``python -m primus.runtime.exchange.exchanges`` where an engine's libraries are, and asks it for
+one call of ``backends.base.Exchange`` after another. A request is a line of JSON; so is each answer: ``progress``,
+then ``done``, or what went wrong.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from primus.backends import registry
 from primus.backends.base import Exchange, Progress, environment_on
 from primus.errors import CheckpointError, PrimusError, Problem, UsageError
 from primus.runtime.environments import import_path, provide
-from primus.runtime.pins import variables_for
+from primus.runtime.environments.pins import variables_for
+from primus.runtime.environments.ranks import check_backend
 from primus.runtime.processes import PARENT, die_with_parent
-from primus.runtime.ranks import check_backend
 
 Child = subprocess.Popen[str]
 

@@ -29,6 +29,7 @@ from types import FrameType
 from primus.events import units
 from primus.events.bus import Bus
 from primus.events.types import Notice, RankFailed, RanksStarted
+from primus.runtime.agents.restarts import LastStep, Restarts
 from primus.runtime.processes import (
     FINAL,
     RETRYABLE,
@@ -41,7 +42,6 @@ from primus.runtime.processes import (
     node_name,
     waiting_in,
 )
-from primus.runtime.restarts import LastStep, Restarts
 
 TAIL_LINES = 300
 GRACE_SECONDS = 1.0
@@ -203,7 +203,7 @@ def tail(path: Path, lines: int = TAIL_LINES) -> str:
 
 
 def parse(arguments: list[str]) -> Task:
-    parser = argparse.ArgumentParser(prog="primus.runtime.agent")
+    parser = argparse.ArgumentParser(prog="primus.runtime.agents.agent")
     parser.add_argument("attempt", type=Path)
     parser.add_argument("--processes", choices=["torchrun", "plain"], required=True)
     parser.add_argument("--nproc", type=int, required=True)
@@ -236,11 +236,11 @@ def main() -> None:
         threading.Thread(target=_end_with_input, daemon=True).start()
     reporter = Reporter(task)
     if task.replica_groups > 1 and task.replica_group is None:
-        from primus.runtime.replicas import run
+        from primus.runtime.agents.replicas import run
     elif task.processes == "torchrun":
-        from primus.runtime.elastic import run
+        from primus.runtime.agents.elastic import run
     else:
-        from primus.runtime.plain import run
+        from primus.runtime.agents.plain import run
     code: object = 1
     try:
         code = run(task, control, reporter)

@@ -13,9 +13,9 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from primus.runtime.agent import GRACE_SECONDS, Control, Reporter, Task
+from primus.runtime.agents.agent import GRACE_SECONDS, Control, Reporter, Task
+from primus.runtime.agents.starts import Starts
 from primus.runtime.processes import RETRYABLE, end_all
-from primus.runtime.starts import Starts
 
 MONITOR_SECONDS = 0.1
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from primus.errors import Problem
-from primus.runtime.pins import Interpreter, normalized, plugin_mismatches, public, read_lock
+from primus.runtime.environments.pins import Interpreter, normalized, plugin_mismatches, public, read_lock
 
 STAMP = "complete"
 """Name of the file that is written last."""

@@ -24,7 +24,7 @@ from primus.runtime.job import Job
 from primus.runtime.jobs import JobDirectory, active
 from primus.runtime.lock import read_owner
 from primus.runtime.run_directory import write_atomically
-from primus.runtime.slurm_again import Excluded, excluded
+from primus.runtime.slurm.again import Excluded, excluded
 from primus.runtime.supervise import Interrupts
 from primus.runtime.training import is_complete, say, tell
 

@@ -14,11 +14,11 @@ from primus.home import primus_home
 from primus.launch.container import AMD_DEVICES, Container, Gpus, Host, Inside, Mount, render
 from primus.launch.direct import Command, Direct
 from primus.plan.plan import Plan
-from primus.runtime import engines
+from primus.runtime.containers import engines
+from primus.runtime.containers.image_python import Image, mounts_of, of_here
 from primus.runtime.environments import get, import_path, locate, provide
-from primus.runtime.image_python import Image, mounts_of, of_here
+from primus.runtime.environments.ranks import check_backend, check_import_path, engine_mismatches
 from primus.runtime.processes import NODE, node_name
-from primus.runtime.ranks import check_backend, check_import_path, engine_mismatches
 from primus.runtime.run_directory import Attempt
 
 CACHES = ("HF_HOME",)

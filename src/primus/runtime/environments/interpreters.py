@@ -12,7 +12,7 @@ from pathlib import Path
 from shutil import which
 
 from primus.errors import EnvironmentFault
-from primus.runtime.pins import probe
+from primus.runtime.environments.pins import probe
 
 NEWEST = 14
 """Minor version of the newest Python that is looked for by name."""

@@ -22,7 +22,7 @@ from primus.config.units import least_seconds
 from primus.events.types import Notice
 from primus.events.units import plural
 from primus.plan.plan import Plan
-from primus.runtime.agent import Control, Reporter, Task
+from primus.runtime.agents.agent import Control, Reporter, Task
 from primus.runtime.processes import GROUP, RETRYABLE, ending
 
 POLL_SECONDS = 0.1
@@ -66,7 +66,7 @@ class Groups:
         self._agents: dict[int, subprocess.Popen[bytes]] = {}
         size = plan.topology.group_size
         for number in range(task.replica_groups):
-            again = [sys.executable, "-P", "-m", "primus.runtime.agent", *sys.argv[1:]]
+            again = [sys.executable, "-P", "-m", "primus.runtime.agents.agent", *sys.argv[1:]]
             again += ["--replica-group", str(number), "--nproc", str(size), "--run-id", f"{task.run_id}-{number}"]
             own = {GROUP: str(number), LIGHTHOUSE: lighthouse}
             own |= devices(plan.experiment.hardware.device, range(number * size, (number + 1) * size), os.environ)

@@ -18,7 +18,7 @@ from primus.errors import CheckpointError, PlanError, Problem, UsageError
 from primus.plan.diff import CHANGEABLE
 from primus.plan.plan import Plan
 from primus.plan.planner import beyond
-from primus.runtime.exchanges import Exchanges
+from primus.runtime.exchange.exchanges import Exchanges
 from primus.runtime.run_directory import RunDirectory
 
 LEFT = re.compile(r"\.(exchange|converted)-(\d+)-\d+")

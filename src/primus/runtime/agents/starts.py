@@ -10,7 +10,7 @@ import os
 import time
 
 from primus.errors import LaunchError
-from primus.runtime.agent import Task
+from primus.runtime.agents.agent import Task
 
 LOOK_SECONDS = 1.0
 """Between two looks into the shared directory while ranks run: it has to serve every node."""

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from shutil import which
-from typing import Literal, NoReturn
+from typing import Literal
 
-from primus.errors import EnvironmentFault, PrimusError, Problem
+from primus.errors import EnvironmentFault, Problem
 from primus.home import invoked_as, primus_home
-from primus.runtime import integrity
-from primus.runtime.installing import install
-from primus.runtime.interpreters import find
-from primus.runtime.pins import (
+from primus.runtime.environments import integrity
+from primus.runtime.environments.installing import install
+from primus.runtime.environments.interpreters import find
+from primus.runtime.environments.pins import (
     Interpreter,
     Lock,
     probe,
@@ -235,7 +235,7 @@ def import_path() -> dict[str, str]:
 def _importable_parent() -> Path:
     """A directory that holds the package ``primus`` and nothing that could shadow another environment's packages: the
     checkout's ``src``, or for an installed package a directory with a link to it."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     parent = package.parent
     if parent.name not in {"site-packages", "dist-packages"}:
         return parent
@@ -291,20 +291,3 @@ def _refusal(
 ) -> EnvironmentFault:
     head = Problem(interpreter.executable, f"{what} cannot serve as the {environment.name} environment", remedy)
     return EnvironmentFault(problems=[head, *problems])
-
-
-def main() -> NoReturn:
-    """``python -m primus.runtime.environments NAME``: what the bootstrap calls when there is nothing yet."""
-    try:
-        create(sys.argv[1])
-    except PrimusError as error:
-        sys.stderr.write(f"primus-cli: {error}\n")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("\nprimus-cli: interrupted; the next call starts over\n")
-        sys.exit(130)
-    sys.exit(0)
-
-
-if __name__ == "__main__":
-    main()

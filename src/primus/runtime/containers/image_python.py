@@ -13,9 +13,9 @@ from pathlib import Path
 
 from primus.errors import EnvironmentFault, LaunchError, Problem
 from primus.launch.container import Container, Host, Mount
-from primus.runtime import engines
+from primus.runtime.containers import engines
 from primus.runtime.environments import Environment
-from primus.runtime.pins import Interpreter, variables_for
+from primus.runtime.environments.pins import Interpreter, variables_for
 
 SYSTEM = {Path("/"), Path("/usr"), Path("/usr/local")}
 """Prefixes that an image has files of its own under: they cannot be covered by ours."""

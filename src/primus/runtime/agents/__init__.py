@@ -1,0 +1,1 @@
+"""The agent of a node: starts ranks, watches them, starts them again."""
