@@ -266,6 +266,22 @@ def test_begin_clears_what_an_earlier_attempt_left(tmp_path: Path) -> None:
     assert steps(tmp_path) == []
 
 
+def test_a_link_in_the_place_of_a_checkpoint_gives_way_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    folder = tmp_path / "checkpoints"
+    for step, target in ((6, "step-5"), (7, "/nowhere")):
+        (folder / f"step-{step}").symlink_to(target)
+        save(tmp_path, step)
+    assert steps(tmp_path) == [7, 6, 5]
+    assert not (folder / "step-6").is_symlink()
+
+
+def test_a_link_to_a_file_system_that_is_away_is_no_new_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").symlink_to("/nowhere/checkpoints")
+    with pytest.raises(CheckpointError, match="this link leads nowhere"):
+        store.newest_intact(tmp_path)
+
+
 def test_begin_names_an_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file is in the way")
     with pytest.raises(CheckpointError, match="cannot be made"):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -112,9 +113,11 @@ def test_show_says_what_training_leaves_out(root: Path, capsys) -> None:
     assert "16 samples, the last for step 10: the loss is nan" in capsys.readouterr().out
     assert primus_cli(["run", "show", "spoilt", "--json"]) == 0
     assert [entry["first"] for entry in json.loads(capsys.readouterr().out)["skipped"]] == [32, 80]
-    (run / skipped.FILE).write_text("{}")
-    with pytest.raises(CheckpointError, match="the record of skipped samples cannot be read"):
-        primus_cli(["run", "show", "spoilt"])
+    odd = json.dumps([{**asdict(entries[0]), "count": "eight"}])
+    for damaged in ("{}", odd):
+        (run / skipped.FILE).write_text(damaged)
+        with pytest.raises(CheckpointError, match="the record of skipped samples cannot be read"):
+            primus_cli(["run", "show", "spoilt"])
 
 
 def test_json_stays_json_when_a_loss_is_not_a_number(root: Path, capsys) -> None:
@@ -207,8 +210,10 @@ def test_a_run_is_running_while_its_lock_is_held(root: Path, capsys) -> None:
     assert primus_cli(["run", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["status"] == "running"
     lock.release()
-    assert primus_cli(["run", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["status"] == "unknown"
+    for damaged in ({"pid": "x"}, {"pid": -1}, {"pid": 10**30}, {"host": None}):
+        (run / "lock").write_text(json.dumps({**asdict(lock.owner), **damaged}))
+        assert primus_cli(["run", "list", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["status"] == "unknown"
 
 
 @pytest.mark.parametrize("name", ["~nosuchuser/x", "~nosuchuser", "n" * 300])
@@ -224,3 +229,10 @@ def test_names_that_no_file_system_takes_are_no_runs(root: Path, name: str) -> N
         primus_cli(["run", "list", "--runs-dir", name])
     with pytest.raises(RunDirectoryError, match="plan of this run cannot be read: File name too long"):
         RunDirectory(runs_root(Path(name)) / "x").plan()
+
+
+def test_a_file_in_the_place_of_the_attempts_is_named(root: Path) -> None:
+    (root / "odd").mkdir(parents=True)
+    (root / "odd" / "attempts").touch()
+    with pytest.raises(RunDirectoryError, match="the attempts cannot be listed: Not a directory"):
+        RunDirectory(root / "odd").next_attempt()

@@ -61,7 +61,7 @@ def test_it_dies_and_training_goes_on(monitored: Cli, trial: Path, swallowing: i
     os.kill(pid, signal.SIGKILL)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 0, err
-    assert "monitoring killed by SIGKILL; training goes on without it; its last words: " in out
+    assert "monitoring was killed by SIGKILL; training goes on without it; its last words: " in out
     assert "complete: 100 steps" in out
     assert len(told(trial)) == 2
 

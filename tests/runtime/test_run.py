@@ -331,7 +331,7 @@ def test_a_killed_agent_takes_its_ranks_along(cli: Cli, trial: Path) -> None:
     os.kill(agent, signal.SIGKILL)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1
-    assert "the agent killed by SIGKILL" in err
+    assert "the agent was killed by SIGKILL" in err
     wait_for(lambda: not processes_with(str(run_of(trial))), 5)
 
 

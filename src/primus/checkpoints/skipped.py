@@ -40,7 +40,10 @@ def read(run_directory: Path) -> list[Skipped]:
         entries = json.loads(path.read_bytes())
         if not isinstance(entries, list):
             raise ValueError("it is no list")
-        return [Skipped(**entry) for entry in entries]
+        found = [Skipped(**entry) for entry in entries]
+        if any(type(value) is not int for one in found for value in (one.first, one.count, one.step, one.attempt)):
+            raise ValueError("a sample, step or attempt in it is no whole number")
+        return found
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:

@@ -83,7 +83,7 @@ def begin(run_directory: Path, step: int) -> Path:
         raise CheckpointError(
             f"the checkpoint directory cannot be made: {error.strerror}",
             where=str(directory),
-            remedy="check permissions and free space",
+            remedy="check permissions, free space, and what is in its place",
         ) from error
     return directory
 
@@ -94,6 +94,9 @@ def entries(run_directory: Path) -> list[Entry]:
     try:
         directories = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
     except FileNotFoundError:
+        if folder.is_symlink():  # not a new run: a file system is away
+            remedy = "mount what it leads to; to begin anew, remove the link"
+            raise CheckpointError("this link leads nowhere", where=str(folder), remedy=remedy) from None
         return []
     except OSError as error:
         raise CheckpointError(f"the checkpoints cannot be listed: {error.strerror}", where=str(folder)) from error
@@ -194,10 +197,12 @@ def set_aside(run_directory: Path, after: int) -> list[Path]:
 
 
 def _remove(directory: Path) -> None:
+    if directory.is_symlink():
+        directory.unlink()  # no checkpoint, and what it leads to is somebody's
     if not directory.exists():
         return
     manifest = directory / MANIFEST
-    if manifest.exists():
+    if manifest.is_file():
         manifest.unlink(missing_ok=True)
         sync_directory(directory)
     try:

@@ -126,9 +126,12 @@ class RunLock:
 def read_owner(path: Path) -> Owner | None:
     """What the lock file says; None when it is empty, absent or not ours."""
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+        owner = Owner(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+    numbers, words = (owner.pid, owner.attempt, owner.nnodes), (owner.host, owner.token, owner.rdzv)
+    ours = all(isinstance(number, int) for number in numbers) and all(isinstance(word, str) for word in words)
+    return owner if ours and 0 < owner.pid < 1 << 31 and isinstance(owner.started, int | float) else None
 
 
 def _owner_soon(path: Path, patience: float = 1.0) -> Owner | None:

@@ -22,7 +22,7 @@ from primus.events.types import Notice
 from primus.plan.plan import Plan
 from primus.runtime.environments import MONITOR, get, import_path, locate, provide
 from primus.runtime.environments.pins import variables_for
-from primus.runtime.processes import ending
+from primus.runtime.processes import sentence
 from primus.runtime.run_directory import Attempt, RunDirectory
 
 PATIENCE_SECONDS = 10.0
@@ -91,7 +91,7 @@ class Monitoring:
         process = self._process
         if process is not None and (code := process.poll()) is not None:
             self._process = None
-            self._notice(f"monitoring {ending(code)}; training goes on without it; its last words: {self.log}")
+            self._notice(f"{sentence('monitoring', code)}; training goes on without it; its last words: {self.log}")
 
     def finish(
         self,

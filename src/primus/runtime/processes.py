@@ -157,3 +157,8 @@ def ending(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
+
+
+def sentence(what: str, code: int) -> str:
+    """The same about `what`: ``the agent was killed by SIGSEGV``."""
+    return f"{what} {'was ' if code < 0 else ''}{ending(code)}"

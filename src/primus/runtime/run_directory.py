@@ -71,7 +71,8 @@ class RunDirectory:
             raise RunDirectoryError(
                 "the plan of this run cannot be read: it is damaged, or of another version of Primus",
                 where=str(path),
-                remedy="use another name (name=OTHER), or delete the run directory if it is not needed",
+                remedy="move this file away: the run then continues from its newest checkpoint, without being compared "
+                "with what it was; or use another name (name=OTHER)",
             ) from error
 
     def attempt(self, number: int) -> Attempt:
@@ -88,6 +89,10 @@ class RunDirectory:
             numbers = sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise RunDirectoryError(
+                f"the attempts cannot be listed: {error.strerror}", where=str(folder), remedy="move it away"
+            ) from error
         return [self.attempt(number) for number in numbers]
 
     @contextmanager

@@ -27,7 +27,7 @@ from primus.runtime.agents.agent_process import AgentProcess
 from primus.runtime.environments.pins import variables_for
 from primus.runtime.monitoring import Monitoring
 from primus.runtime.patience import Patience
-from primus.runtime.processes import STOPPED, ending, kernel_state, node_name
+from primus.runtime.processes import STOPPED, kernel_state, node_name, sentence
 from primus.runtime.run_directory import Attempt
 
 POLL_SECONDS = 0.1
@@ -203,7 +203,7 @@ class Supervisor:
     def _stop(self, agent: subprocess.Popen[bytes], asked: int, console: Console) -> None:
         self.patience.stopping = True
         if asked == 1:
-            notice = "stopping: the step is finished and a checkpoint saved; Ctrl-C again ends it at once, without"
+            notice = "stopping: the step is finished and a checkpoint saved; Ctrl-C again ends it at once, without one"
             if not self.training:
                 notice = "stopping; training has not begun"
             _say(console, notice)
@@ -269,7 +269,7 @@ class Supervisor:
         elif code == 0 and self.node:
             outcome.reason = "complete"
         elif not outcome.failures:
-            outcome.agent = f"the agent {ending(code)}\n{tail(log)}".strip()
+            outcome.agent = f"{sentence('the agent', code)}\n{tail(log)}".strip()
         if outcome.reason != self.ended:
             self._emit(RunEnded(reason=outcome.reason, step=outcome.step))
 

@@ -23,7 +23,7 @@ from primus.events.types import Notice
 from primus.events.units import plural
 from primus.plan.plan import Plan
 from primus.runtime.agents.agent import Control, Reporter, Task
-from primus.runtime.processes import GROUP, RETRYABLE, ending
+from primus.runtime.processes import GROUP, RETRYABLE, sentence
 
 POLL_SECONDS = 0.1
 END_SECONDS = 30.0
@@ -98,7 +98,7 @@ class Groups:
                 if agent.returncode and left and 0 not in codes.values():
                     reporter.bus.emit(
                         Notice(
-                            message=f"replica group {number} is given up, its agent {ending(agent.returncode)}; "
+                            message=f"replica group {number} is given up, {sentence('its agent', agent.returncode)}; "
                             f"{plural(left, 'other')} may go on"
                         )
                     )
