@@ -13,11 +13,11 @@ import pytest
 from command_line import Cli, environment_of, processes_with, wait_for
 
 from primus.config.load import load
-from primus.config.units import SHORTEST_MULTIPLE, collective_seconds
+from primus.config.units import SHORTEST_MULTIPLE, SHORTEST_START, collective_seconds, first_collective_seconds
 from primus.events.follow import read_run
 from primus.plan.planner import make_plan
 from primus.runtime.agents.stacks import Rank, behind
-from primus.runtime.patience import PAUSE_SECONDS, START_SECONDS, Patience
+from primus.runtime.patience import PAUSE_SECONDS, Patience
 
 WAITING = [("/env/torch/distributed/distributed_c10d.py", "2810", "all_reduce")]
 WORKING = [("/src/counting/__init__.py", "12", "_fault")]
@@ -59,9 +59,9 @@ def test_a_multiple_of_the_step_follows_the_run(trial: Path) -> None:
     watched = patience(
         trial, "resilience.hang_timeout=20x", "train.steps=1000", "eval.interval=30", "data.validation=0.1"
     )
-    assert watched.limit == START_SECONDS
+    assert watched.limit == SHORTEST_START
     steps(watched, 1, 3, 5.0)
-    assert watched.limit == START_SECONDS  # too few to know
+    assert watched.limit == PAUSE_SECONDS  # too few to know
     steps(watched, 4, 20, 5.0)
     assert watched.limit == 100.0
     steps(watched, 21, 49, 0.001)
@@ -73,20 +73,31 @@ def test_a_multiple_of_the_step_follows_the_run(trial: Path) -> None:
     steps(watched, 60, 60, 5.0)
     assert watched.limit == PAUSE_SECONDS  # validation
     watched.started()
-    assert watched.limit == START_SECONDS
+    assert watched.limit == SHORTEST_START
 
 
 def test_a_duration_holds_from_the_first_step_on(trial: Path) -> None:
     watched = patience(trial, "resilience.hang_timeout=5s")
-    assert watched.limit == START_SECONDS
+    assert watched.limit == SHORTEST_START
     steps(watched, 1, 1, 100.0)
     assert watched.limit == 5.0
     assert patience(trial, "resilience.hang_timeout=2h").limit == 7200.0
 
 
+def test_the_time_to_the_first_step_has_a_limit_of_its_own(trial: Path) -> None:
+    for hang_timeout in ("20x", "5s", "2h"):
+        watched = patience(trial, f"resilience.hang_timeout={hang_timeout}", "resilience.start_timeout=30m")
+        assert watched.limit == 1800.0
+        assert str(watched) == "resilience.start_timeout is 30m"
+    assert str(patience(trial)) == "resilience.start_timeout is 10:00 min"
+    steps(watched, 1, 1, 1.0)
+    assert str(watched) == "resilience.hang_timeout is 2h"
+
+
 def test_collectives_wait_longer_than_the_launcher() -> None:
     assert collective_seconds("10s") > 10 + 2
     assert collective_seconds("20x") > 3600
+    assert first_collective_seconds("20m", "10s") > 1200 + 2
 
 
 def train(*more: str) -> list[str]:
@@ -150,6 +161,15 @@ def test_a_hang_that_is_not_mended_is_on_the_screen(cli: Cli, trial: Path) -> No
     assert re.search(r"rank \d on \S+ failed after step 2: the run hangs: no step for 1 s", screen), screen
     assert "likely cause" not in screen or "behind" in screen
     assert "what to do read every rank's stack in" in screen
+
+
+def test_a_hang_before_the_first_step_is_found_in_its_own_time(cli: Cli, trial: Path) -> None:
+    more = ("resilience.start_timeout=2s", "resilience.max_restarts=0")
+    done = cli(*train(*more), COUNTING_FAULT="hang:1:1", COUNTING_COUPLED="1")
+    assert done.returncode == 1
+    screen = " ".join(done.stderr.split())
+    assert "the run hangs: no step for 2 s (resilience.start_timeout is 2s); rank 0 stands in" in screen, screen
+    assert "raise resilience.start_timeout if it may take so long" in screen
 
 
 def test_a_stopped_agent_is_let_go_on(cli: Cli, trial: Path) -> None:

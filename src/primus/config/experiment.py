@@ -415,6 +415,12 @@ class Resilience(Section):
         "again. A multiple is of the median of recent steps, and at least 30 s.",
         examples=["90s", "10m", "20x"],
     )
+    start_timeout: Duration | None = Field(
+        default=None,
+        description="The same before the first step of a start: imports, compilation and loading take their time. "
+        "Default: 10m, or `hang_timeout` if that is longer.",
+        examples=["2m", "1h"],
+    )
     anomaly: Literal["stop", "skip_step", "rollback"] = Field(
         default="stop",
         description="What is done about a loss or gradient norm that is NaN or infinite, or a spike. `stop`: the run "

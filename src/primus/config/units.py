@@ -11,6 +11,10 @@ _DURATION = re.compile(rf"(?:{_PART.pattern})+\Z")
 SHORTEST_MULTIPLE = 30.0
 """Seconds that a multiple of the step means at least: short steps vary by more than long ones."""
 LONGEST = 366 * 86400.0
+LATER = 60.0
+"""Seconds that collectives outlast the launcher's patience."""
+SHORTEST_START = 600.0
+"""Seconds that a start may take by default: imports, compilation and loading last longer than steps."""
 
 
 def seconds(text: str) -> float:
@@ -34,7 +38,19 @@ def least_seconds(hang_timeout: str) -> float:
     return SHORTEST_MULTIPLE if multiple(hang_timeout) else seconds(hang_timeout)
 
 
+def start_seconds(start_timeout: str | None, hang_timeout: str) -> float:
+    """How long a run may be silent before its first step, for these two of ``resilience``."""
+    if start_timeout is not None:
+        return seconds(start_timeout)
+    return SHORTEST_START if multiple(hang_timeout) else max(SHORTEST_START, seconds(hang_timeout))
+
+
 def collective_seconds(hang_timeout: str) -> float:
     """How long a collective may take, for a ``resilience.hang_timeout``: longer than the launcher waits for a step, so
     that it still finds the ranks and asks them where they stand. What a multiple comes to, it alone knows."""
-    return 86400.0 if multiple(hang_timeout) else seconds(hang_timeout) + 60.0
+    return 86400.0 if multiple(hang_timeout) else seconds(hang_timeout) + LATER
+
+
+def first_collective_seconds(start_timeout: str | None, hang_timeout: str) -> float:
+    """The same before the first step is done."""
+    return start_seconds(start_timeout, hang_timeout) + LATER

@@ -6,11 +6,10 @@ import statistics
 from collections import deque
 from typing import Any
 
-from primus.config.units import SHORTEST_MULTIPLE, multiple, seconds
+from primus.config.units import SHORTEST_MULTIPLE, multiple, seconds, start_seconds
+from primus.events.units import duration
 from primus.plan.plan import Plan
 
-START_SECONDS = 600.0
-"""Before the first step, imports, compilation and loading may take this long, whatever ``hang_timeout`` is."""
 PAUSE_SECONDS = 600.0
 """Validation and saving may, where ``hang_timeout`` is a multiple of the step: they are no steps."""
 RECENT = 50
@@ -25,6 +24,8 @@ class Patience:
         self.text = experiment.resilience.hang_timeout
         self.factor = multiple(self.text)
         self.fixed = 0.0 if self.factor else seconds(self.text)
+        self.start = start_seconds(experiment.resilience.start_timeout, self.text)
+        self.start_text = experiment.resilience.start_timeout or duration(self.start)
         self.steps = experiment.train.steps
         self.intervals = [
             interval for interval in (experiment.checkpoint.interval, experiment.eval.interval) if interval
@@ -48,15 +49,22 @@ class Patience:
     def limit(self) -> float:
         """Seconds."""
         if not self._stepped:
-            return max(self.fixed, START_SECONDS)
+            return self.start
         if not self.factor:
             return self.fixed
         if len(self._recent) < FEW:
-            return START_SECONDS
+            return PAUSE_SECONDS
         usual = max(self.factor * statistics.median(self._recent), SHORTEST_MULTIPLE)
         pause = self.stopping or self._step >= self.steps or any(self._step % every == 0 for every in self.intervals)
         return max(usual, PAUSE_SECONDS) if pause else usual
 
+    @property
+    def key(self) -> str:
+        """What sets the limit now."""
+        return "resilience.hang_timeout" if self._stepped else "resilience.start_timeout"
+
     def __str__(self) -> str:
+        if not self._stepped:
+            return f"{self.key} is {self.start_text}"
         usual = f", at {statistics.median(self._recent):.3g} s a step" if self.factor and self._recent else ""
-        return f"resilience.hang_timeout is {self.text}{usual}"
+        return f"{self.key} is {self.text}{usual}"

@@ -240,7 +240,7 @@ class Supervisor:
                     step=self.outcome.step or None,
                     cause="hang",
                     remedy=f"read every rank's stack in {folder}; "
-                    "raise resilience.hang_timeout if a step may take so long",
+                    f"raise {self.patience.key} if it may take so long",
                 )
             )
         agent.send_signal(signal.SIGUSR2)

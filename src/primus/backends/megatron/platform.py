@@ -15,9 +15,6 @@ from primus.backends.base import Session
 from primus.backends.megatron import compat, cpu
 from primus.plan.plan import Plan
 
-FIRST_STEP = 300.0
-"""Least seconds that a collective may take before the first step is done: it also compiles and connects."""
-
 
 @dataclass(frozen=True)
 class Platform:
@@ -39,7 +36,7 @@ class Platform:
     def connect(self, plan: Plan, timeout: float) -> None:
         """Join the other ranks and lay out the parallel groups. timeout: seconds a collective may take."""
         topology = plan.topology
-        limit = timedelta(seconds=max(FIRST_STEP, timeout))
+        limit = timedelta(seconds=timeout)
         if self.kind == "cpu":
             dist.init_process_group("gloo", timeout=limit)
         else:

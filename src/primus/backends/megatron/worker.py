@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from primus.backends.base import Result, Session
-from primus.config.units import collective_seconds
+from primus.config.units import first_collective_seconds
 from primus.plan.plan import Plan
 
 
@@ -24,7 +24,8 @@ def run(plan: Plan, session: Session) -> Result:
 
     def build() -> Trainer:
         platform = Platform.of(plan, session)
-        platform.connect(plan, collective_seconds(plan.experiment.resilience.hang_timeout))
+        resilience = plan.experiment.resilience
+        platform.connect(plan, first_collective_seconds(resilience.start_timeout, resilience.hang_timeout))
         return Trainer(plan, session, platform)
 
     return train(plan, session, build, disconnect)

@@ -34,6 +34,7 @@ PORTABLE = {
     "parallelism.context_parallel_degree": "parallel.context",
     "parallelism.expert_parallel_degree": "parallel.expert",
     "compile.enable": "compile",
+    "comm.init_timeout_seconds": "resilience.start_timeout",
     "comm.train_timeout_seconds": "resilience.hang_timeout",
     "debug.seed": "train.seed",
     "checkpoint.interval": "checkpoint.interval",

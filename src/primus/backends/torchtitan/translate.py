@@ -15,7 +15,7 @@ from primus.backends.torchtitan.models import limits
 from primus.config.dimensions import expert_width
 from primus.config.experiment import Experiment
 from primus.config.nearest import nearest_multiples
-from primus.config.units import collective_seconds
+from primus.config.units import collective_seconds, first_collective_seconds
 from primus.errors import PlanError, Problem
 from primus.plan.plan import PlannedData, Topology
 
@@ -38,7 +38,9 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
     if problems:
         raise PlanError(problems=problems)
     cpu = experiment.hardware.device == "cpu"
-    timeout = round(collective_seconds(experiment.resilience.hang_timeout))
+    resilience = experiment.resilience
+    timeout = round(collective_seconds(resilience.hang_timeout))
+    starting = round(first_collective_seconds(resilience.start_timeout, resilience.hang_timeout))
     local_batch = topology.micro_batch_size * (topology.microbatches if topology.pipeline > 1 else 1)
     native: NativeConfig = {
         "training": {
@@ -63,8 +65,7 @@ def native_config(experiment: Experiment, topology: Topology, data: PlannedData)
             "spmd_backend": "partial_dtensor",
         },
         "compile": {"enable": experiment.compile},
-        # the first step also compiles and connects: never less than TorchTitan's own five minutes
-        "comm": {"train_timeout_seconds": timeout, "init_timeout_seconds": max(300, timeout)},
+        "comm": {"train_timeout_seconds": timeout, "init_timeout_seconds": starting},
         "debug": {"seed": experiment.train.seed, "enable_structured_logging": False},
         "activation_checkpoint": {"mode": experiment.recompute},
         "optimizer": {"implementation": "fused"},

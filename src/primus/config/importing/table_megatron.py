@@ -108,7 +108,7 @@ MEGATRON: dict[str, Rule] = {
     "standalone_embedding_stage": off("the embedding lies in the first stage"),
     "delay_wgrad_compute": off(r.SCHEDULES),
     "overlap_moe_expert_parallel_comm": off(r.SCHEDULES),
-    "distributed_timeout_minutes": by("resilience.hang_timeout", v.timeout("m")),
+    "distributed_timeout_minutes": by("resilience.hang_timeout", v.timeout("resilience.hang_timeout", "m")),
     "use_tp_pp_dp_mapping": off("the order of the axes is fixed"),
     "enable_odc": off(r.EXPERIMENT),
     "odc_*": off(r.EXPERIMENT),

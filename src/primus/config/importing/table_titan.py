@@ -87,7 +87,8 @@ TORCHTITAN: dict[str, Rule] = {
     "training.gc_freq": native("training.gc_freq"),
     "debug.moe_force_load_balance": native("debug.moe_force_load_balance", flag=True),
     "training.debug_moe_force_load_balance": native("debug.moe_force_load_balance", flag=True),
-    "comm.train_timeout_seconds": by("resilience.hang_timeout", v.timeout("s")),
+    "comm.train_timeout_seconds": by("resilience.hang_timeout", v.timeout("resilience.hang_timeout", "s")),
+    "comm.init_timeout_seconds": by("resilience.start_timeout", v.timeout("resilience.start_timeout", "s")),
     "primus_turbo.*": off(r.TURBO),
     # checkpoints, evaluation
     "checkpoint.enable": always(

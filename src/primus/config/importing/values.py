@@ -267,9 +267,9 @@ def distributed_optimizer(value: Any, others: Others) -> Outcome:
     return Drop("`data_shard: auto` shards the optimizer", "set parallel.data_replicate to have replicas")
 
 
-def timeout(unit: str) -> Convert:
+def timeout(key: str, unit: str) -> Convert:
     """A number of minutes or seconds as a duration."""
-    return lambda value, others: Put({"resilience.hang_timeout": f"{value}{unit}"})
+    return lambda value, others: Put({key: f"{value}{unit}"})
 
 
 # experts
