@@ -77,7 +77,7 @@ def test_line_breaks_are_refused_where_no_line_can_hold_them() -> None:
         script(Slurm(), Inner("run", "python", Path("/a\\b"), {}))
 
 
-@pytest.mark.parametrize("words", [["-N", "4"], ["-N4"], ["--nodes=4"], ["--nodes", "4"], ["sbatch", "-N", "4"]])
+@pytest.mark.parametrize("words", [["-N", "4"], ["-N2", "-N4"], ["--nodes=4"], ["--nodes", "4"], ["sbatch", "-N", "4"]])
 def test_nodes_are_read_in_every_spelling(words: list[str]) -> None:
     assert Slurm.parse(words) == Slurm(nodes=4)
 
@@ -89,9 +89,11 @@ def test_what_was_given_is_kept_word_by_word() -> None:
 
 def test_what_would_take_the_job_apart_is_refused_all_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        Slurm.parse(["srun", "-N", "2", "-N3", "--ntasks=4", "-a", "0-3", "--wrap", "x", "stray", "-N", "0"])
+        Slurm.parse(
+            ["srun", "-N", "2", "-N3", "--ntasks=4", "-a", "0-3", "--wrap", "x", "stray", "--export=NONE", "-N", "0"]
+        )
     said = str(caught.value)
-    for word in ("--ntasks=4", "-a", "--wrap", "'stray'", "--nodes 2 3 0"):
+    for word in ("--ntasks=4", "-a", "--wrap", "'stray'", "-N 0", "--export=NONE"):
         assert word in said
 
 

@@ -40,8 +40,10 @@ def test_only_what_was_not_the_runs_doing_is_started_again(facts: Facts, what: s
 
 def test_nodes_are_avoided_for_a_day(tmp_path: Path) -> None:
     assert excluded(tmp_path) == []
-    exclude(tmp_path, {"n1": "drained: fan"})
-    exclude(tmp_path, {"n2": "it does not answer"})
+    usable = {"n1", "n2", "n3", "n4"}
+    assert exclude(tmp_path, {"n1": "drained: fan"}, usable, 2)
+    assert exclude(tmp_path, {"n2": "it does not answer"}, usable, 2)
+    assert not exclude(tmp_path, {"n3": "n1 and n2 are avoided already"}, usable, 2)
     first, second = excluded(tmp_path)
     assert (first.node, first.reason, second.node) == ("n1", "drained: fan", "n2")
     assert first.until - first.since == EXCLUDED_SECONDS

@@ -15,9 +15,9 @@ from slurm_jobs import log, newest, record, run_of, stepping, submit, train
 from primus.events.follow import read_run
 
 
-@pytest.mark.parametrize("backend", ["counting", "counting_torchrun"])
-def test_two_nodes_train_as_one_job(cli: Cli, cluster: Cluster, trial: Path, backend: str) -> None:
-    job = submit(cli, "sbatch", "-N", "2", *train(f"backend={backend}"))
+@pytest.mark.parametrize(("backend", "export"), [("counting", "NONE"), ("counting_torchrun", "ALL")])
+def test_two_nodes_train_as_one_job(cli: Cli, cluster: Cluster, trial: Path, backend: str, export: str) -> None:
+    job = submit(cli, "sbatch", "-N", "2", f"--export={export}", *train(f"backend={backend}"))
     assert cluster.wait(job, "COMPLETED", "FAILED") == "COMPLETED", log(run_of(trial))
     history = read_run(run_of(trial))
     assert history.status == "complete"
@@ -35,12 +35,23 @@ def test_two_nodes_train_as_one_job(cli: Cli, cluster: Cluster, trial: Path, bac
 def test_in_the_foreground_ctrl_c_saves_and_ends_it(cli: Cli, cluster: Cluster, trial: Path) -> None:
     process = cli.start("slurm", "srun", "-N2", *train("train.steps=100000"))
     wait_for(lambda: stepping(run_of(trial)), 60)
+    assert "stays with it in the foreground" in cli("slurm", "-N2", *train("train.steps=100000"), timeout=20).stderr
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert f"stopped after step {newest(run_of(trial)):,}" in out
     assert "slurm srun -N2 -- train pretrain" in out
     assert not processes_with(str(run_of(trial)))
+
+
+def test_in_the_foreground_it_can_be_ended_before_it_trains(cli: Cli, cluster: Cluster, trial: Path) -> None:
+    process = cli.start("slurm", "srun", "-N2", *train())
+    wait_for((run_of(trial) / "jobs/1/starts/0").exists, 60)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "error: " not in err.replace("srun: error: ", "").replace("slurmstepd-n1: error: ", "")
 
 
 def test_a_final_failure_fails_the_job_and_shows_in_its_log(cli: Cli, cluster: Cluster, trial: Path) -> None:
@@ -84,15 +95,16 @@ def test_a_run_that_waits_or_runs_is_not_submitted_again(cli: Cli, cluster: Clus
         (["--bogus"], "unrecognized option '--bogus'"),
         (["-p", "nowhere"], "invalid partition specified: nowhere"),
         (["--gpus-per-node=99"], "Requested node configuration is not available"),
+        (["srun", "-p", "nowhere"], "srun has started nothing; the words above are Slurm's"),
     ],
 )
 def test_what_slurm_refuses_is_said_in_its_words(
     cli: Cli, cluster: Cluster, trial: Path, flags: list[str], said: str
 ) -> None:
-    refused = cli("slurm", "-N", "2", *flags, *train())
+    refused = cli("slurm", *flags, "-N", "2", *train())
     assert refused.returncode == 1
     assert said in refused.stderr
-    assert not list((run_of(trial) / "jobs").glob("[0-9]*"))
+    assert not run_of(trial).exists()
 
 
 def test_what_slurm_queues_but_will_never_start_is_said(cli: Cli, cluster: Cluster, trial: Path) -> None:

@@ -91,16 +91,16 @@ class Slurm:
             remedy = OURS.get(SHORT.get(flag.name, flag.name))
             if remedy:
                 problems.append(Problem("slurm", f"{flag.words[0]} cannot be passed on", remedy))
+            if flag.name == "--export" and mode == "srun":
+                remedy = "srun passes this shell's environment on, as primus-cli needs it; leave it out, or use sbatch"
+                problems.append(Problem("slurm srun", f"{flag.words[0]} cannot be passed on", remedy))
             if any(set(word) & set("\n\r\0") for word in flag.words):
                 problems.append(Problem("slurm", f"{flag.words[0]} has a line break in its value", "leave it out"))
-        nodes = [flag.value for flag in flags if flag.name == "--nodes"]
-        sizes = NODES.fullmatch(nodes[0]) if nodes else NODES.fullmatch("1")
-        if len(nodes) > 1 or sizes is None or not 0 < int(sizes[1]) <= int(sizes[2] or sizes[1]):
-            problems.append(
-                Problem(
-                    "slurm", f"--nodes {' '.join(nodes)} is not a number of nodes", "e.g. -N 4, or -N 2-4 at least 2"
-                )
-            )
+        nodes = [flag for flag in flags if flag.name == "--nodes"][-1:]  # the last counts, as in Slurm
+        sizes = NODES.fullmatch(nodes[0].value if nodes else "1")
+        if sizes is None or not 0 < int(sizes[1]) <= int(sizes[2] or sizes[1]):
+            said = " ".join(nodes[0].words) if nodes else ""
+            problems.append(Problem("slurm", f"{said} is not a number of nodes", "e.g. -N 4, or -N 2-4 at least 2"))
         if problems or sizes is None:
             raise UsageError(problems=problems)
         signals = [match for flag in flags if flag.name == "--signal" and (match := SIGNAL.fullmatch(flag.value))]

@@ -94,7 +94,10 @@ def run(directory: JobDirectory, node: Node, interrupts: Interrupts) -> int:
         try:
             ending = _share(directory, start, node, interrupts)
         except PrimusError as error:
-            show(error, voice)
+            if interrupts.count:  # whatever it was in the middle of was interrupted too
+                ending = Ending(node.name, 128 + interrupts.first)
+            else:
+                show(error, voice)
     start.end(node.rank, ending)
     if ending.code == 0 or ending.code > 128:
         if interrupts.count:

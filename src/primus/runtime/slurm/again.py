@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,15 +47,19 @@ def excluded(run: Path, now: float | None = None) -> list[Excluded]:
     return [entry for entry in found if entry.until > now]
 
 
-def exclude(run: Path, nodes: Mapping[str, str]) -> None:
-    """Avoid `nodes`, name -> reason, from now on and for EXCLUDED_SECONDS."""
+def exclude(run: Path, nodes: Mapping[str, str], usable: Set[str], needed: int) -> bool:
+    """Avoid `nodes`, name -> reason, from now on and for EXCLUDED_SECONDS, if `needed` of the `usable` are left besides
+    all that the run avoids. Returns whether they are."""
     now = time.time()
     kept = {entry.node: entry for entry in excluded(run, now)}
     kept |= {node: Excluded(node, reason, now, now + EXCLUDED_SECONDS) for node, reason in nodes.items()}
+    if len(usable - kept.keys()) < needed:
+        return False
     entries = {
         entry.node: {"reason": entry.reason, "since": entry.since, "until": entry.until} for entry in kept.values()
     }
     write_atomically(run / "excluded.json", json.dumps(entries, indent=2) + "\n")
+    return True
 
 
 def hasten(job: str, starts: int, avoided: str = "", seconds: int = AGAIN_SECONDS) -> bool:

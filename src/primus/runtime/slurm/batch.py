@@ -46,6 +46,8 @@ class Batch:
         self.job, self.step = job, tuple(step)
         self.number = os.environ["SLURM_JOB_ID"]
         self.restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        # --export has chosen this process's environment; the job steps get the same, ours in it included
+        os.environ.pop("SLURM_EXPORT_ENV", None)
         self.place = job.places().slurm or Slurm()
         self.run_directory = job.path.parent.parent
         self.start: Start = job.start(self.restarts)
@@ -205,10 +207,9 @@ class Batch:
             left = slurm_client.usable_nodes(found.partition) if found else set()
         except LaunchError:
             left = set()
-        if len(left - set(bad)) < (self.place.min_nodes or self.place.nodes):
+        if not exclude(self.run_directory, bad, left, self.place.min_nodes or self.place.nodes):
             say(f"without {', '.join(bad)} too few nodes would be left: it is not avoided")
             return
-        exclude(self.run_directory, bad)
         for node, reason in bad.items():
             self.job.note("excluded", node=node, reason=reason)
 

@@ -31,6 +31,8 @@ from primus.runtime.training import is_complete, say, tell
 CARRIED = ("PRIMUS_PYTHON", "PRIMUS_HOME", "PRIMUS_RUNS", "PRIMUS_INVOKED_AS")
 """Variables that our Python goes by. Others Slurm passes on itself, secrets among them, unless --export says not to."""
 
+SUBMIT_SECONDS = 3.0
+
 HOPELESS = {
     "PartitionConfig": "it asks for more nodes or time than the partition has or allows",
     "PartitionNodeLimit": "it asks for more nodes than the partition has or allows",
@@ -71,18 +73,16 @@ def submit(job: Job, places: Places) -> int:
             directory.accept(slurm_client.sbatch(directory.script))
         except BaseException:
             shutil.rmtree(directory.path, ignore_errors=True)
-            with suppress(OSError):  # not empty: there was a run already
-                directory.path.parent.rmdir()
             raise
     name = job.plan.experiment.name
     again = f"{invoked_as()} run"
-    _warn(directory.id)
     tell(
         f"queued as Slurm job {directory.id} on {units.plural(place.nodes, 'node')}: {directory.path}\n"
         f"  state     {again} show {name}\n"
         f"  output    {again} logs {name} --job --follow\n"
         f"  stop      scancel {directory.id}"
     )
+    _warn(directory.id)
     return 0
 
 
@@ -128,11 +128,19 @@ def _follow(directory: JobDirectory, place: Slurm, job: Job, avoided: list[Exclu
                 break
             if interrupts.count > asked:
                 asked = interrupts.count
-                process.send_signal(signal.SIGINT if asked == 1 else signal.SIGTERM)
+                # without an attempt there is nothing to save yet, and launchers that still load would only complain
+                saves = asked == 1 and directory.start(0).owner() is not None
+                process.send_signal(signal.SIGINT if saves else signal.SIGTERM)
     ending = directory.start(0).endings(1).get(0)
-    code = ending.code if ending else (status if status > 0 else 1)
+    code = ending.code if ending else 128 + interrupts.first if asked else status if 0 < status < 128 else 1
+    if status and ending is None and not directory.start(0).directory.exists():
+        shutil.rmtree(directory.path, ignore_errors=True)
+        say("stopped before the job began" if asked else "srun has started nothing; the words above are Slurm's")
+        return code
     directory.note("done" if code == 0 else "failed" if code < 128 else "stopped", reason=f"srun: {status}", final=True)
-    if ending is None:
+    if ending is None and asked:
+        say(f"stopped before training began; continue: {job.again}")
+    elif ending is None:
         say(f"the job did not come to its own end (srun: {status}); continue: {job.again}")
     return code
 
@@ -149,11 +157,33 @@ def _submitting(job: Job) -> Iterator[None]:
             f"cannot write here: {error.strerror}", where=str(jobs), remedy="choose another place with --runs-dir DIR"
         ) from error
     try:
-        with suppress(OSError):  # a file system without locks: the jobs themselves refuse each other
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        _lock(lock, job.directory.path)
         yield
     finally:
+        if not JobDirectory.all(job.directory.path):
+            with suppress(OSError):  # not empty: there was a run already
+                (jobs / ".submitting").unlink()
+                jobs.rmdir()
+                job.directory.path.rmdir()
         os.close(lock)
+
+
+def _lock(descriptor: int, run: Path) -> None:
+    """Raise RunDirectoryError when another command holds the lock for longer than a submission takes."""
+    until = time.monotonic() + SUBMIT_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                raise RunDirectoryError(
+                    "another command hands this run to Slurm, or stays with it in the foreground (slurm srun)",
+                    where=str(run),
+                    remedy="wait for it, end it, or give this run another name (name=OTHER)",
+                ) from error
+            time.sleep(0.1)
+        except OSError:
+            return None  # a file system without locks: the jobs themselves refuse each other
 
 
 def _refuse_active(run: Path) -> None:
