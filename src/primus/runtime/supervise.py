@@ -239,8 +239,7 @@ class Supervisor:
                     traceback=tail(folder / f"rank-{number}.stack"),
                     step=self.outcome.step or None,
                     cause="hang",
-                    remedy=f"read every rank's stack in {folder}; "
-                    f"raise {self.patience.key} if it may take so long",
+                    remedy=f"read every rank's stack in {folder}; raise {self.patience.key} if it may take so long",
                 )
             )
         agent.send_signal(signal.SIGUSR2)
