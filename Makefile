@@ -34,7 +34,7 @@ parity: ## train the same experiments on every engine, version and layout; the t
 	$(in_dev) PYTHONPATH="$$PWD/src:$$PWD/tests/support" OMP_NUM_THREADS=1 $$python tests/parity/table.py
 
 matrix: ## every fault in every place on every engine; the table of docs/resilience.md
-	$(in_dev) OMP_NUM_THREADS=1 $$python -m pytest tests/faults --matrix docs/resilience.md
+	$(in_dev) OMP_NUM_THREADS=1 $$python -m pytest -q tests/faults --matrix docs/resilience.md
 
 lock: ## pin requirements/*.in anew, with pip's own configuration
 	$(in_dev) $$python requirements/lock.py

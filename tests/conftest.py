@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,30 @@ from xdist.scheduler import LoadScopeScheduling
 
 from primus.runtime.exchange.exchanges import Exchanges
 
+LONGEST = (
+    "tests/parity/test_engines.py",
+    "tests/backends/torchtitan",
+    "tests/faults/test_faults.py",
+    "tests/backends/test_conformance.py",
+    "tests/slurm/test_recovery.py",
+    "tests/launch/test_container_runs.py",
+    "tests/runtime/test_replicas.py",
+    "tests/runtime/test_engine.py",
+    "tests/backends/maxtext/test_training.py",
+    "tests/backends/test_anomalies.py",
+    "tests/backends/maxtext/test_families.py",
+    "tests/backends/maxtext/test_axes.py",
+    "tests/parity/test_moving.py",
+    "tests/config/test_import_maxtext.py",
+    "tests/backends/megatron/test_checkpoints.py",
+    "tests/backends/megatron/test_balance.py",
+    "tests/backends/maxtext/test_kill.py",
+    "tests/backends/megatron/test_prediction.py",
+    "tests/backends/megatron/test_models.py",
+    "tests/parity/test_torchtitan.py",
+)
+"""What takes a minute or more begins first, longest first: then all processes end at nearly the same time."""
+
 
 def pytest_configure() -> None:
     """What a shell has its background jobs ignore, or nohup, would be ignored by everything the tests start."""
@@ -29,15 +54,30 @@ def pytest_configure() -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Tests that share runs stay in one process where pytest runs in several."""
+    config.option.loadscopereorder = False  # the order is that of the collection
     return ByRuns(config, log)
 
 
 class ByRuns(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
-        """Those of a file, and those of TorchTitan's directory, whose runs are made once a session."""
-        file = nodeid.partition("::")[0]
-        directory = file.rpartition("/")[0]
-        return directory if directory.endswith("torchtitan") else file
+        return group(nodeid)
+
+
+def group(nodeid: str) -> str:
+    """The tests that share runs: those of a file, and those of TorchTitan's directory, whose runs are made once a
+    session."""
+    file = nodeid.partition("::")[0]
+    directory = file.rpartition("/")[0]
+    return directory if directory.endswith("torchtitan") else file
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where pytest runs in several processes: ``LONGEST``, then the groups with most tests."""
+    if not hasattr(config, "workerinput"):
+        return
+    places = {name: place for place, name in enumerate(LONGEST)}
+    sizes = Counter(group(item.nodeid) for item in items)
+    items.sort(key=lambda item: (places.get(group(item.nodeid), len(places)), -sizes[group(item.nodeid)]))
 
 
 @pytest.fixture

@@ -33,15 +33,23 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def dataset(prefix: Path, windows: tuple[int, ...] = (0,)) -> Path:
+def dataset(prefix: Path, windows: tuple[int, ...] = (0,), tokens: int = TOKENS) -> Path:
     """The chain of ``tiny`` with the token in `windows` alone."""
-    make_dataset(prefix, tokens=TOKENS, documents=40)
+    make_dataset(prefix, tokens=tokens, documents=40)
     path = prefix.with_suffix(".bin")
     chain = np.fromfile(path, np.uint16)
     chain[chain == RARE] = RARE - 1
     chain[[window * SEQ + 10 for window in windows]] = RARE
     path.write_bytes(chain.tobytes())
     return prefix
+
+
+def save_start(plan: Plan, directory: Path) -> None:
+    """Weights of the plan's random start, but for the token's embedding."""
+    start = reference.random_model(plan)
+    with torch.no_grad():
+        start.get_input_embeddings().weight[RARE] = torch.nan  # type: ignore[operator, union-attr]
+    start.save_pretrained(directory)
 
 
 class Anomalous:
@@ -52,10 +60,7 @@ class Anomalous:
         self.data = dataset(root / "data" / "chain")
         plan = make(root / "start", self.data, model=model, **self._options)
         self.seed = _seed(plan.data.digest)
-        start = reference.random_model(plan)
-        with torch.no_grad():
-            start.get_input_embeddings().weight[RARE] = torch.nan  # type: ignore[operator, union-attr]
-        start.save_pretrained(root / "weights")
+        save_start(plan, root / "weights")
 
     def plan(self, name: str, **options: Any) -> Plan:
         start = {"init": str(self.root / "weights")}

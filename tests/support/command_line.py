@@ -76,12 +76,12 @@ def clean_environment(home: Path) -> dict[str, str]:
     return {**kept, "HOME": str(home), "PRIMUS_HOME": str(home / "primus"), "OMP_NUM_THREADS": "1"}
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 30.0, what: str = "it") -> None:
-    """Poll until `condition` holds; fails the test after `seconds`."""
+def wait_for(condition: Callable[[], object], seconds: float = 30.0, what: str = "it", every: float = 0.02) -> None:
+    """Poll until `condition` holds, with `every` seconds between; fails the test after `seconds`."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"{what} did not happen within {seconds:g} s"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def processes_with(text: str) -> dict[int, str]:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import anomalous
 import yaml
 from command_line import Cli, environment_of, processes_with, wait_for
 from slurm_cluster import Cluster
-from tiny import LLAMA
+from tiny import make
 
+from primus.data.reader import open_training
 from primus.events.history import RunHistory, read_run
+from primus.plan.plan import Plan
 
 ENGINES = ("torchtitan", "megatron")
 PLACES = ("direct", "slurm")
 STEPS, INTERVAL = 30, 5
+LONGEST = 4 * STEPS
+BATCH, SEQ, SEED = 16, 128, 7
 HANG_SECONDS = 8
 PATIENCE = 240
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -28,21 +34,29 @@ Curve = list[tuple[int, float, float]]
 """(step, loss, gradient norm) of every step that counts."""
 
 
-def experiment(name: str, engine: str, dataset: Path, directory: Path, steps: int = STEPS) -> Path:
-    """An experiment file in `directory`."""
+def make_source(directory: Path) -> None:
+    """What every run starts from: ``data``, where every window comes once in ``STEPS`` steps and the token of
+    ``anomalous`` never, and ``weights``, in which this token has no embedding."""
+    data = anomalous.dataset(directory / "data" / "chain", (), 200_000)
+    anomalous.save_start(make(directory / "start", data, train__seed=SEED), directory / "weights")
+
+
+def experiment(name: str, engine: str, source: Path, directory: Path, *, steps: int = STEPS, **resilience: Any) -> Path:
+    """An experiment file in `directory`, which gets the data for itself. source: of ``make_source``."""
+    data = shutil.copytree(source / "data", directory / "data", dirs_exist_ok=True)
     tree = {
         "name": name,
         "backend": engine,
         "hardware": {"name": "cpu", "device": "cpu"},
-        "model": LLAMA,
-        "data": {"train": str(dataset)},
-        "train": {"steps": steps, "global_batch_size": 16, "micro_batch_size": 4, "seq_length": 128, "seed": 7},
-        "optimizer": {"lr": 1.0e-2, "schedule": {"name": "cosine", "warmup_steps": 2}},
+        "model": {"init": str(source / "weights")},
+        "data": {"train": str(data / "chain")},
+        "train": {"steps": steps, "global_batch_size": BATCH, "micro_batch_size": 4, "seq_length": SEQ, "seed": SEED},
+        "optimizer": {"lr": 1.0e-2, "schedule": {"name": "cosine", "warmup_steps": 2, "decay_steps": LONGEST}},
         "parallel": {"data_shard": 2},
         "precision": "fp32",
         "checkpoint": {"interval": INTERVAL, "keep": 3},
         "monitor": {"tensorboard": False},
-        "resilience": {"hang_timeout": f"{HANG_SECONDS}s"},
+        "resilience": {"hang_timeout": f"{HANG_SECONDS}s", **resilience},
     }
     path = directory / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
@@ -56,11 +70,11 @@ def curve(history: RunHistory) -> Curve:
 
 @dataclass
 class Matrix:
-    """What the tests of a session share. curves: (engine, steps) -> of a run to which nothing happened. cells: what
-    came of each case."""
+    """What the tests of a session share. source: of ``make_source``. curves: of runs to which nothing happened, by
+    engine and the global batch that is left out. cells: what came of each case."""
 
-    dataset: Path
-    curves: dict[tuple[str, int], Curve] = field(default_factory=dict)
+    source: Path
+    curves: dict[tuple[str, int | None], Curve] = field(default_factory=dict)
     cells: dict[str, str] = field(default_factory=dict)
 
 
@@ -84,11 +98,14 @@ class Run:
         self.wait_for(lambda: self.step() >= step, f"step {step}", seconds)
 
     def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
-        until = time.monotonic() + seconds
+        until, asked = time.monotonic() + seconds, 0.0
         while not condition():
-            assert self.ended() is None, f"the run ended before {what}"
-            assert time.monotonic() < until, f"{what} did not come within {seconds:g} s"
-            time.sleep(0.01)
+            now = time.monotonic()
+            if now - asked > 1:  # Slurm's answer costs as much as a step
+                assert self.ended() is None, f"the run ended before {what}"
+                asked = now
+            assert now < until, f"{what} did not come within {seconds:g} s"
+            time.sleep(0.02)
 
     def events(self) -> str:
         """All that was reported."""
@@ -126,6 +143,12 @@ class Run:
         """Complete ones, oldest first."""
         found = [path.parent for path in self.directory.glob("checkpoints/step-*/manifest.json")]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def tokens_of(self, batch: int) -> tuple[Path, int]:
+        """The file of the run's data, and where in it the global batch has its first sample."""
+        plan = Plan.load(self.directory / "plan.json")
+        _, windows = open_training(plan).locate(batch * BATCH, 1)  # type: ignore[attr-defined]
+        return Path(f"{plan.data.sources[0].prefix}.bin"), 2 * SEQ * int(windows[0])
 
     def largest_file(self, checkpoint: Path) -> Path:
         return max(checkpoint.glob("[!m]*"), key=lambda path: path.stat().st_size)
@@ -175,5 +198,5 @@ class OnSlurm:
     def wait(self, run: Run) -> str:
         until = time.monotonic() + PATIENCE
         while run.ended() is None and time.monotonic() < until:
-            time.sleep(0.2)
+            time.sleep(0.5)
         return "".join(path.read_text(errors="replace") for path in run.directory.glob("jobs/*/job.log"))

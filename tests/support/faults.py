@@ -5,32 +5,41 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from fault_runs import ENGINES, INTERVAL, PLACES, STEPS, Run
+from anomalous import RARE
+from fault_runs import ENGINES, INTERVAL, LONGEST, PLACES, STEPS, Run
 from system import unavailable
 
 LATE = INTERVAL + 2
-"""The step after which faults strike: one checkpoint is there, the next one is not."""
+"""The step after which faults strike: one checkpoint is there, the next one is not. Also the number of the global
+batch, from 0, that makes a NaN."""
+
+DIRECT, SLURM = ("direct",), ("slurm",)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """strike: what happens to a run that trains. code: the command's exit code in ``direct``; unless it is 0, the same
-    command is given again, in Slurm too if it says that the run was asked to stop. said: what the command prints.
-    places: where it can happen. prepare: makes the run's directory. steps: of the run, which has to be longer than it
-    takes to notice."""
+    """strike: what happens to a run that trains. code: the command's exit code in ``direct``. said: what it prints.
+    places: where it can happen; ended_in: in which of them the run ends, so that the same command is given again.
+    prepare: makes the run's directory. steps: of the run, which has to be longer than it takes to notice. resilience:
+    settings of the run. left_out: the global batch that the run leaves out, so that it is compared with a run that
+    knew before."""
 
     name: str
     strike: Callable[[Run], None]
     code: int = 0
     said: str = ""
     places: tuple[str, ...] = PLACES
+    ended_in: tuple[str, ...] = ()
     prepare: Callable[[Path], None] | None = None
     steps: int = STEPS
+    resilience: Mapping[str, Any] = field(default_factory=dict)
+    left_out: int | None = None
 
 
 def _send(number: signal.Signals, pid: int) -> None:
@@ -124,6 +133,33 @@ def _fill(run: Run) -> None:
     filler.unlink()
 
 
+def _spoil(run: Run) -> Callable[[], None]:
+    """A token of the data that the run will read becomes one without an embedding; returns what takes it back."""
+    run.wait_for(run.ranks, "ranks")
+    path, place = run.tokens_of(LATE)
+    right = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(RARE.to_bytes(2, "little"))
+    return lambda: _write(path, right)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+def _nan_once(run: Run) -> None:
+    mend = _spoil(run)
+    run.wait_for(lambda: "the loss is nan" in run.events(), "a NaN", 120)
+    mend()
+
+
+def _nan(run: Run) -> None:
+    _spoil(run)
+    run.wait_for(lambda: "the loss is nan" in run.events(), "a NaN", 120)
+
+
 def _two(run: Run) -> None:
     run.wait_for_step(LATE)
     ranks = run.ranks()
@@ -140,26 +176,27 @@ def _launcher(number: signal.Signals) -> Callable[[Run], None]:
 
 
 AGAIN = "the processes are started again"
-DIRECT, SLURM = ("direct",), ("slurm",)
 
 FAULTS = (
     Fault("SIGKILL of a rank", _rank(signal.SIGKILL), said=AGAIN),
     Fault("SIGSEGV of a rank", _rank(signal.SIGSEGV), said=AGAIN),
     Fault("SIGSTOP of a rank", _rank(signal.SIGSTOP), said="rank 1 is stopped"),
-    Fault("SIGTERM of a rank", _rank(signal.SIGTERM), code=143),
-    Fault("SIGKILL of an agent", _agent(signal.SIGKILL), code=1),
+    Fault("SIGTERM of a rank", _rank(signal.SIGTERM), code=143, ended_in=PLACES),
+    Fault("SIGKILL of an agent", _agent(signal.SIGKILL), code=1, ended_in=DIRECT),
     Fault("SIGSTOP of an agent", _agent(signal.SIGSTOP)),
-    Fault("SIGTERM of an agent", _agent(signal.SIGTERM), code=143),
-    Fault("SIGKILL of the launcher", _launcher(signal.SIGKILL), code=-signal.SIGKILL, places=DIRECT),
-    Fault("SIGTERM of the launcher", _launcher(signal.SIGTERM), code=143, places=DIRECT),
+    Fault("SIGTERM of an agent", _agent(signal.SIGTERM), code=143, ended_in=PLACES),
+    Fault("SIGKILL of the launcher", _launcher(signal.SIGKILL), code=-signal.SIGKILL, places=DIRECT, ended_in=DIRECT),
+    Fault("SIGTERM of the launcher", _launcher(signal.SIGTERM), code=143, places=DIRECT, ended_in=DIRECT),
     Fault("SIGKILL of slurmd", _slurmd(signal.SIGKILL), places=SLURM),
     Fault("SIGSTOP of slurmd", _slurmd(signal.SIGSTOP), places=SLURM),
     Fault("SIGTERM of slurmd", _slurmd(signal.SIGTERM), places=SLURM),
     Fault("node lost", _node_lost, places=SLURM),
-    Fault("node drained", _node_drained, places=SLURM, steps=4 * STEPS),
+    Fault("node drained", _node_drained, places=SLURM, steps=LONGEST),
     Fault("checkpoint truncated, SIGKILL of a rank", _killed_with(_truncate), said=AGAIN),
     Fault("checkpoint bit-flipped, SIGKILL of a rank", _killed_with(_flip), said=AGAIN),
     Fault("disk full", _fill, prepare=small_disk),
+    Fault("NaN", _nan_once, code=1, said="the loss is nan", ended_in=PLACES),
+    Fault("NaN, anomaly: rollback", _nan, resilience={"anomaly": "rollback"}, left_out=LATE),
     Fault("SIGSTOP of one rank, SIGKILL of the other", _two, said=AGAIN),
 )
 
@@ -180,7 +217,7 @@ class Case:
     @property
     def again(self) -> bool:
         """Whether the same command has to be given again."""
-        return self.fault.code == 143 or (self.fault.code != 0 and self.place == "direct")
+        return self.place in self.fault.ended_in
 
 
 CASES = [Case(fault, *where) for fault in FAULTS for where in COMBINATIONS if where[0] in fault.places]

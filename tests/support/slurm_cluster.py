@@ -100,7 +100,8 @@ class Cluster:
 
     def wait(self, job: int | str, *states: str, seconds: float = 60.0) -> str:
         """Wait until the job is in one of `states`; returns which."""
-        wait_for(lambda: self.state(job) in states, seconds, f"job {job} in {'/'.join(states)}, not {self.state(job)},")
+        what = f"job {job} in {'/'.join(states)}, not {self.state(job)},"
+        wait_for(lambda: self.state(job) in states, seconds, what, every=0.25)
         return self.state(job)
 
     def node_state(self, node: str) -> str:
@@ -137,11 +138,11 @@ class Cluster:
             _write(self.base)
             _start(self)
         self.run("scancel", "--me", check=False)
-        wait_for(lambda: not self.run("squeue", "-h", "-a", "-o", "%i").strip(), 30, "an empty queue")
+        wait_for(lambda: not self.run("squeue", "-h", "-a", "-o", "%i").strip(), 30, "an empty queue", 0.1)
         for name in NODES:
             if self.node_state(name) != "idle":
                 self.run("scontrol", "update", f"nodename={name}", "state=resume", check=False)
-                wait_for(lambda name=name: self.node_state(name) == "idle", 30, f"{name} being idle")
+                wait_for(lambda name=name: self.node_state(name) == "idle", 30, f"{name} being idle", 0.1)
 
     def _spawn(self, name: str, *words: str) -> None:
         log = (self.base / f"{name}.out").open("ab")
@@ -187,7 +188,7 @@ def _start(cluster: Cluster) -> None:
                 unavailable(f"{name} does not run here: {(base / f'{name}.out').read_text(errors='replace')[-500:]}")
         return all(cluster.node_state(name) == "idle" for name in NODES)
 
-    wait_for(up, 30, "Slurm's start")
+    wait_for(up, 30, "Slurm's start", 0.1)
 
 
 def _stop(cluster: Cluster) -> None:
