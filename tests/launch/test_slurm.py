@@ -93,6 +93,8 @@ def test_what_would_take_the_job_apart_is_refused_all_at_once() -> None:
             ["srun", "-N", "2", "-N3", "--ntasks=4", "-a", "0-3", "--wrap", "x", "stray", "--export=NONE", "-N", "0"]
         )
     said = str(caught.value)
+    with pytest.raises(UsageError, match="slurm srun: -N2-4: it takes no range of nodes"):
+        Slurm.parse(["srun", "-N2-4"])
     for word in ("--ntasks=4", "-a", "--wrap", "'stray'", "-N 0", "--export=NONE"):
         assert word in said
 

@@ -19,6 +19,7 @@ import primus
 from primus.config.huggingface import NotFetched
 from primus.config.load import Resolved
 from primus.errors import DataError, PlanError, PrimusError
+from primus.plan.fewer import fewest_nodes, waits_for_all
 from primus.plan.plan import Plan
 from primus.plan.planner import make_plan
 
@@ -328,3 +329,45 @@ def test_the_experiments_variables_win_over_the_backends(plan: Callable[..., Pla
         nproc=1,
     )
     assert made.env == {"BOTH": "experiment", "FROM_BACKEND": "1"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (("2", 0, 4), 2),
+        (("null", 2, 4), 2),
+        (("2", 2, 4), 2),
+        (("4", 0, 4), 0),
+        (("null", 0, 4), 0),
+        (("3", 0, 1), 0),
+        (("2", 4, 4), "resilience.min_nodes: 2, but slurm -N 4-4 says 4"),
+        (("3", 0, 4), "resilience.min_nodes: 3, but the run cannot be split over 3 nodes: train.*2 or 4 instead"),
+        (("null", 3, 4), "slurm -N 3-4: the run cannot be split over 3 nodes.*2 or 4 instead of 3"),
+        (("8", 0, 4), "resilience.min_nodes: 8, but the run asks for 4 nodes.*4 at most"),
+    ],
+)
+def test_how_few_nodes_will_do(
+    resolve: Callable[..., Resolved], tmp_path: Path, sizes: tuple[str, int, int], expected: int | str
+) -> None:
+    """By the key, by ``-N MIN-MAX`` and of so many nodes."""
+    fewest, asked, nodes = sizes
+    resolved = resolve(f"resilience.min_nodes={fewest}")
+
+    def found() -> int:
+        return fewest_nodes(resolved, make_plan(resolved, nnodes=nodes, run_directory=tmp_path), asked)
+
+    if isinstance(expected, int):
+        assert found() == expected
+    else:
+        with pytest.raises(PlanError, match=f"(?s){expected}"):
+            found()
+
+
+def test_layouts_of_a_fixed_size_are_named_when_fewer_nodes_cannot_hold_them(
+    resolve: Callable[..., Resolved], tmp_path: Path
+) -> None:
+    resolved = resolve("resilience.min_nodes=2", "parallel.data_shard=4")
+    plan = make_plan(resolved, nnodes=4, run_directory=tmp_path)
+    with pytest.raises(PlanError, match=r"(?s)data_shard 4, but there are 2 proc.*4 instead of 2, or parallel\.data"):
+        fewest_nodes(resolved, plan)
+    assert "kubernetes waits for all 4 nodes; other" in waits_for_all(plan, "kubernetes", "other")

@@ -113,15 +113,6 @@ def test_what_slurm_queues_but_will_never_start_is_said(cli: Cli, cluster: Clust
     assert re.search(r"\(Partition\w+\): it asks for more nodes", queued.stderr)
 
 
-def test_with_fewer_nodes_it_goes_on_with_as_many_as_fit(cli: Cli, cluster: Cluster, trial: Path) -> None:
-    """Three of four nodes are there; a batch of eight can be split over two, however many Slurm gives."""
-    cluster.run("scontrol", "update", "nodename=n4", "state=drain", "reason=test")
-    job = submit(cli, "-N", "2-4", *train())
-    assert cluster.wait(job, "COMPLETED", "FAILED") == "COMPLETED", log(run_of(trial))
-    assert re.search("the job has [23] nodes; the run goes on with 2", log(run_of(trial)))
-    assert read_run(run_of(trial)).status == "complete"
-
-
 def test_a_directory_that_is_not_on_every_node_is_named(cli: Cli, cluster: Cluster, trial: Path) -> None:
     """What happens on a node that does not have the file system of the others: its files are not there."""
     job = submit(cli, "--hold", "-N", "2", *train())

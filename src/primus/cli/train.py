@@ -50,6 +50,7 @@ class Options:
 
 
 FILE = click.Path(path_type=Path)
+FEWER_MACHINES = "to go on with fewer, end it and give the same command on those with a smaller --nnodes"
 
 
 @command.command(help="Pre-train the experiment in FILE. Running the same command again continues the run.")
@@ -73,7 +74,10 @@ def pretrain(invocation: Invocation, /, **given: object) -> int:
         return _dry_run(options, places, invocation)
     from primus.runtime.training import train
 
-    return train(_job(options, places, invocation, _prepare(options)))
+    job = _job(options, places, invocation, _prepare(options))
+    if job.place.node_rank == 0:
+        _say_all_are_needed(job, "direct", FEWER_MACHINES)
+    return train(job)
 
 
 def _in_cluster(options: Options, place: Kubernetes, direct: Direct, invocation: Invocation) -> int:
@@ -83,6 +87,7 @@ def _in_cluster(options: Options, place: Kubernetes, direct: Direct, invocation:
     resolved = _prepared(options) if options.dry_run else _prepare(options)
     places = Places(inner(place, direct, resolved.experiment.name))
     job = _job(options, places, invocation, resolved).continued()
+    _say_all_are_needed(job, "kubernetes", "with fewer it is another submission: delete this one, and a smaller -N")
     return show(place, job, as_json=options.as_json) if options.dry_run else start(place, job)
 
 
@@ -91,6 +96,7 @@ def _on_slurm(options: Options, places: Places, invocation: Invocation) -> int:
 
     resolved = _prepared(options) if options.dry_run else _prepare(options)
     job = _job(options, places, invocation, resolved)
+    places = _with_fewest(places, resolved, job)
     if not options.dry_run:
         return submit(job, places)
     words, script = rehearse(job.continued(), places)
@@ -100,6 +106,25 @@ def _on_slurm(options: Options, places: Places, invocation: Invocation) -> int:
         commands.append(first.rehearse()[0].words)
     _show(job, commands, options, script=script)
     return 0
+
+
+def _with_fewest(places: Places, resolved: Resolved, job: Job) -> Places:
+    """`places` with ``resilience.min_nodes`` where Slurm is asked for nodes."""
+    from primus.launch.slurm import Slurm
+    from primus.plan.fewer import fewest_nodes
+
+    place = places.slurm or Slurm()
+    if place.mode == "srun":
+        _say_all_are_needed(job, "slurm srun", "a queued job (slurm sbatch) does with fewer")
+        return places
+    return replace(places, slurm=replace(place, min_nodes=fewest_nodes(resolved, job.plan, place.min_nodes)))
+
+
+def _say_all_are_needed(job: Job, place: str, otherwise: str) -> None:
+    from primus.plan.fewer import waits_for_all
+
+    if note := waits_for_all(job.plan, place, otherwise):
+        click.echo(f"primus-cli: {note}", err=True)
 
 
 def _job(options: Options, places: Places, invocation: Invocation, resolved: Resolved) -> Job:
@@ -153,6 +178,7 @@ def _prepared(options: Options) -> Resolved:
 
 def _dry_run(options: Options, places: Places, invocation: Invocation) -> int:
     job = _job(options, places, invocation, _prepared(options)).continued()
+    _say_all_are_needed(job, "direct", FEWER_MACHINES)
     rendered, note = job.rehearse()
     _show(job, [rendered.words], options)
     if note and not options.as_json:

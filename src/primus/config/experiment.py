@@ -409,6 +409,11 @@ class Resilience(Section):
     restart_window: Duration = Field(
         default="1h", description="Restarts longer ago than this count no more.", examples=["30m", "1d"]
     )
+    min_nodes: PositiveInt | None = Field(
+        default=None,
+        description="Fewest nodes with which the run may start, and go on when some are lost, its samples in the same "
+        "order; default: as many as it asks for. Slurm does so; other places wait for all nodes, and say so.",
+    )
     hang_timeout: HangTimeout = Field(
         default="10m",
         description="A run without a step for longer hangs: every rank's stack is kept and the processes are started "

@@ -97,10 +97,13 @@ class Slurm:
             if any(set(word) & set("\n\r\0") for word in flag.words):
                 problems.append(Problem("slurm", f"{flag.words[0]} has a line break in its value", "leave it out"))
         nodes = [flag for flag in flags if flag.name == "--nodes"][-1:]  # the last counts, as in Slurm
+        said = " ".join(nodes[0].words) if nodes else ""
         sizes = NODES.fullmatch(nodes[0].value if nodes else "1")
         if sizes is None or not 0 < int(sizes[1]) <= int(sizes[2] or sizes[1]):
-            said = " ".join(nodes[0].words) if nodes else ""
             problems.append(Problem("slurm", f"{said} is not a number of nodes", "e.g. -N 4, or -N 2-4 at least 2"))
+        elif mode == "srun" and sizes[2] and sizes[1] != sizes[2]:
+            remedy = f"srun -N {sizes[2]}, or sbatch, which plans the run anew for the nodes it gets"
+            problems.append(Problem("slurm srun", f"{said}: it takes no range of nodes", remedy))
         if problems or sizes is None:
             raise UsageError(problems=problems)
         signals = [match for flag in flags if flag.name == "--signal" and (match := SIGNAL.fullmatch(flag.value))]
@@ -177,9 +180,12 @@ def step(inner: Inner) -> tuple[str, ...]:
 
 def _resources(place: Slurm, inner: Inner, excluded: Sequence[str]) -> list[tuple[str, ...]]:
     """What is asked of Slurm, one flag an entry: ours, then the user's as they were given."""
-    nodes = f"{place.min_nodes}-{place.nodes}" if place.min_nodes else str(place.nodes)
     flags: list[tuple[str, ...]] = [] if place.has("--job-name") else [(f"--job-name={inner.name}",)]
-    flags += [(f"--nodes={nodes}",), ("--ntasks-per-node=1",)]
+    if 0 < place.min_nodes < place.nodes:
+        # without tasks a node, from which Slurm counts the fewest nodes' tasks, and then gives no more nodes than tasks
+        flags.append((f"--nodes={place.min_nodes}-{place.nodes}",))
+    else:
+        flags += [(f"--nodes={place.nodes}",), ("--ntasks-per-node=1",)]
     if not place.has(*SHARED):
         flags.append(("--exclusive",))
         if not place.has(*MEMORY):

@@ -25,6 +25,7 @@ def check(experiment: Experiment, topology: Topology | None) -> list[Finding]:
         *_sharding(experiment),
         *_pipeline(experiment),
         *_profile(experiment, topology),
+        *_nodes(experiment, topology),
     ]
 
 
@@ -150,3 +151,14 @@ def _profile(experiment: Experiment, topology: Topology | None) -> Iterator[Find
             yield Finding(
                 "profile.ranks", f"profile.ranks: there is no rank {rank}; the last is {last}", f"0 to {last}"
             )
+
+
+def _nodes(experiment: Experiment, topology: Topology | None) -> Iterator[Finding]:
+    """On one node, as an experiment is first tried, there is nothing to do without."""
+    fewest = experiment.resilience.min_nodes or 1
+    if topology and 1 < topology.nnodes < fewest:
+        yield Finding(
+            "resilience.min_nodes",
+            f"resilience.min_nodes: {fewest}, but the run asks for {count(topology.nnodes, 'node')}",
+            f"resilience.min_nodes: {topology.nnodes} at most, or ask for more nodes",
+        )

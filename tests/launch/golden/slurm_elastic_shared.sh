@@ -1,7 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=llama
 #SBATCH --nodes=2-4
-#SBATCH --ntasks-per-node=1
 #SBATCH --nodelist "n[1-4]"
 #SBATCH -c 16
 #SBATCH "--comment=it is; $(mine)"

@@ -76,8 +76,9 @@ def submit(job: Job, places: Places) -> int:
             raise
     name = job.plan.experiment.name
     again = f"{invoked_as()} run"
+    fewer = f"{place.min_nodes} to " if 0 < place.min_nodes < place.nodes else ""
     tell(
-        f"queued as Slurm job {directory.id} on {units.plural(place.nodes, 'node')}: {directory.path}\n"
+        f"queued as Slurm job {directory.id} on {fewer}{units.plural(place.nodes, 'node')}: {directory.path}\n"
         f"  state     {again} show {name}\n"
         f"  output    {again} logs {name} --job --follow\n"
         f"  stop      scancel {directory.id}"
