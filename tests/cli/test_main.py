@@ -73,6 +73,7 @@ def test_every_verb_is_there_and_has_help(cli: Cli, verb: str) -> None:
         ("train pretrain --config x.yaml steps", "'steps' is not KEY=VALUE"),
         ("train pretrain --config x.yaml --json", "use it together with --dry-run"),
         ("direct", "needs a command after its flags"),
+        ("direct --nproc 2 --", "'direct' needs a command after its flags"),
         ("direct --nproc 0 -- env list", "--nproc"),
         ("direct --nproc 2 -- env list", "`--nproc 2` would change nothing"),
         ("direct --nproc two -- train pretrain --config x.yaml", "--nproc"),

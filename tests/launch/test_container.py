@@ -187,6 +187,8 @@ def test_a_secret_on_the_command_line_goes_on_in_the_environment(
         (["--name", "-x"], "is not a name for a container"),
         (["--image", "--rm"], "is not the name of an image"),
         (["--engine-arg", "privileged"], "--engine-arg=privileged: is not a flag"),
+        (["--engine-arg=-itd"], "--engine-arg=-d: would take the command apart"),
+        (["--engine-arg=--env=HF_TOKEN=x"], "--engine-arg=--env: would take"),
     ],
 )
 def test_wrong_flags(words: list[str], message: str) -> None:

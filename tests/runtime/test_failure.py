@@ -57,6 +57,16 @@ def test_long_things_are_shortened(width: int) -> None:
     assert "lines above are in the log" in text
 
 
+def test_what_an_engine_says_is_shown_to_its_end() -> None:
+    said = (
+        "docker: Error response from daemon: " + "runc create failed: " * 12 + "no such file\n\nRun 'docker --help' for"
+    )
+    text = shown(Outcome(agent=f"the agent exited with code 125\n{said}"), 80)
+    assert "no such file" in text
+    assert "--help" not in text
+    assert max(map(len, text.splitlines()[:-4])) <= 80
+
+
 def test_our_own_outermost_frames_are_left_out() -> None:
     traceback = (
         "Traceback (most recent call last):\n"

@@ -36,7 +36,7 @@ CAUSES = (
     ),
     _cause(
         r"^the agent exited with code 125",
-        "the container's engine refused to start it; agent-0.log has its words whole",
+        "the container's engine refused to start it; agent-0.log has all its words",
         "correct the flag or mount that they name, e.g. an --engine-arg",
     ),
     _cause(
@@ -124,7 +124,8 @@ def screen(outcome: Outcome, logs: Path, every_log: str, again: str, width: int 
     else:
         what, _, words = outcome.agent.partition("\n")
         lines += _wrapped(f"the processes failed without a report: {what}", width)
-        lines += ["", *_excerpt(words, width)] if words else []
+        python = re.search("^(Traceback|Fatal Python error)", words, re.MULTILINE)
+        lines += ["", *(_excerpt if python else _spoken)(words, width)] if words else []
     if outcome.verdict:
         lines += _wrapped(f"  {outcome.verdict}", width, 4)
     found = next((cause for cause in CAUSES if cause.pattern.search(text)), None)
@@ -165,6 +166,13 @@ def _excerpt(text: str, width: int, limit: int = 14) -> list[str]:
             head = [f"... {len(lines) - limit} lines above are in the log"]
             lines = lines[-limit:]
     return [f"  {_shortened(line, width - 2)}" for line in [*head, *lines]]
+
+
+def _spoken(text: str, width: int, limit: int = 14) -> list[str]:
+    """The end of what a program said, line by line and whole: the cause may stand at the end of a long line."""
+    said = (line.rstrip() for line in text.splitlines() if line.strip() and "--help' for" not in line)
+    pieces = [piece for line in said for piece in textwrap.wrap(line, width - 2, break_on_hyphens=False)]
+    return [f"  {piece}" for piece in pieces[-limit:]]
 
 
 def _shortened(line: str, width: int) -> str:

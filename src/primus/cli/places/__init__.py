@@ -46,6 +46,12 @@ def check(segments: tuple[Segment, ...], words: tuple[str, ...]) -> bool:
     Raises as ``parse``, and UsageError for flags that the command would ignore.
     """
     places = parse(segments)
+    if places is not None and not words:
+        outer = segments[0].place
+        raise UsageError(
+            f"'{segments[-1].place}' needs a command after its flags",
+            remedy=f"e.g. primus-cli {outer} ... -- train pretrain --config FILE",
+        )
     if places is not None and places != Places() and words[:1] != ("train",):
         flags = " ".join(word for segment in segments for word in segment.arguments)
         raise UsageError(

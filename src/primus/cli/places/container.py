@@ -17,6 +17,17 @@ from primus.launch.container import Container, Mount
 
 SIZE = re.compile(r"[0-9]+(\.[0-9]+)?[bkmgBKMG]?")
 
+SHORT = re.compile("-[diPqt]*([det])")
+"""Flags of one letter may stand in one word: ``-it``."""
+OURS = {
+    **dict.fromkeys(("-d", "--detach"), "leave it out: the launcher follows the container, and ends it"),
+    **dict.fromkeys(("-t", "--tty"), "leave it out: what the container prints goes into logs"),
+    **dict.fromkeys(("-e", "--env"), "use --env K=V, which keeps secrets out of the command line"),
+    "--entrypoint": "leave it out: what runs is the agent of this node",
+    "--name": "use --name NAME",
+}
+"""Flags of the engine that would make what is rendered something else, and what to do instead."""
+
 
 @click.command(
     "container",
@@ -82,7 +93,10 @@ def _wrong(flags: dict[str, Any]) -> Iterator[Problem]:
     if flags["name"] and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]+", flags["name"]):
         yield Problem(f"--name {flags['name']}", "is not a name for a container", "letters, digits, '_', '.' and '-'")
     for word in flags["engine_args"]:
-        if not word.startswith("-"):
+        name = f"-{match[1]}" if (match := SHORT.match(word)) else word.partition("=")[0]
+        if remedy := OURS.get(name):
+            yield Problem(f"--engine-arg={name}", "would take the command apart", remedy)
+        elif not word.startswith("-"):
             yield Problem(f"--engine-arg={word}", "is not a flag", "with its value: --engine-arg=--cap-add=SYS_PTRACE")
 
 
