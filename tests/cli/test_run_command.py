@@ -16,8 +16,10 @@ from primus.checkpoints import skipped
 from primus.checkpoints.skipped import Skipped
 from primus.cli import runs
 from primus.cli.main import run as primus_cli
+from primus.cli.run_show import print_run
 from primus.errors import CheckpointError, RunDirectoryError, UsageError
 from primus.events.bus import Bus
+from primus.events.history import RunHistory
 from primus.events.types import EvalDone, Notice, RankFailed, RunEnded, RunStarted, StepDone
 from primus.runtime.lock import RunLock
 from primus.runtime.run_directory import RunDirectory, runs_root
@@ -236,3 +238,9 @@ def test_a_file_in_the_place_of_the_attempts_is_named(root: Path) -> None:
     (root / "odd" / "attempts").touch()
     with pytest.raises(RunDirectoryError, match="the attempts cannot be listed: Not a directory"):
         RunDirectory(root / "odd").next_attempt()
+
+
+def test_show_names_the_newest_checkpoints_and_counts_the_others(root: Path, capsys) -> None:
+    print_run(RunHistory(root), {}, [f"{step} (complete)" for step in range(2000, 0, -1)])
+    assert "checkpoints  2000 (complete), 1999 (complete), " in (out := capsys.readouterr().out)
+    assert "1996 (complete), and 1,995 older\n" in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -161,6 +162,19 @@ def test_a_hang_that_is_not_mended_is_on_the_screen(cli: Cli, trial: Path) -> No
     assert re.search(r"rank \d on \S+ failed after step 2: the run hangs: no step for 1 s", screen), screen
     assert "likely cause" not in screen or "behind" in screen
     assert "what to do read every rank's stack in" in screen
+
+
+def test_a_run_whose_files_were_deleted_saves_and_says_so(cli: Cli, trial: Path) -> None:
+    process = cli.start(*train("resilience.hang_timeout=1s", "train.steps=100000"), COUNTING_COUPLED="1")
+    attempt = run_of(trial) / "attempts/1"
+    wait_for(lambda: (attempt / "events-rank0.jsonl").exists() and list(run_of(trial).glob("checkpoints/*")), 60)
+    shutil.rmtree(attempt)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    screen = " ".join(err.split())
+    assert f"{attempt} was deleted or moved, so that the ranks were not heard any more" in screen, screen
+    assert "run again: it continues from the newest checkpoint that is left" in screen
+    assert not processes_with(str(run_of(trial)))
 
 
 def test_a_hang_before_the_first_step_is_found_in_its_own_time(cli: Cli, trial: Path) -> None:

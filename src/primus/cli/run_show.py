@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 ROWS = 40
 """Starts shown; of more the newest."""
+CHECKPOINTS = 5
+"""The same."""
 
 
 def print_run(history: RunHistory, facts: dict[str, str], checkpoints: list[str]) -> None:
@@ -22,7 +24,8 @@ def print_run(history: RunHistory, facts: dict[str, str], checkpoints: list[str]
     total = "" if history.total_steps is None else f" of {history.total_steps:,}"
     step = f"{history.steps.step[-1]:,}" if history.steps else "0"
     lines = {"run": history.name, "status": f"{history.status}, step {step}{total}", **facts}
-    lines["checkpoints"] = ", ".join(checkpoints) or "none"
+    older = f", and {len(checkpoints) - CHECKPOINTS:,} older" if len(checkpoints) > CHECKPOINTS else ""
+    lines["checkpoints"] = (", ".join(checkpoints[:CHECKPOINTS]) or "none") + older
     lines["directory"] = str(history.directory)
     if history.garbled:
         lines["unreadable"] = units.plural(history.garbled, "line") + " of the event files"

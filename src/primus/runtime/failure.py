@@ -45,6 +45,11 @@ CAUSES = (
         "a larger --memory, then run again: it continues from the newest checkpoint",
     ),
     _cause(
+        r" was deleted or moved, so that the ranks",
+        "someone cleaned up, or the file system went away",
+        "run again: it continues from the newest checkpoint that is left",
+    ),
+    _cause(
         r"the run hangs: ",
         "one rank is behind and the others wait for it, or all wait for something else",
         "read every rank's stack; raise resilience.hang_timeout if a step may take so long",

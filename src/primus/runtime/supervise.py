@@ -101,6 +101,7 @@ class Supervisor:
         self.earlier: list[Failure] = []
         """What ended the starts before this one, until training has begun again."""
         self.other_failed = 0.0
+        self.asked_unheard = False
         self._looked = self._stopped_since = time.monotonic()
 
     def run(self, command: Command, environment: Mapping[str, str], interrupts: Interrupts) -> Outcome:
@@ -168,8 +169,11 @@ class Supervisor:
                 agent.kill()
             self._let_go_on(agent, now)
             if now - heard > self.patience.limit:
-                if self.ended:
+                if self.ended or self.asked_unheard:
                     agent.kill()  # it is done, but some rank does not leave
+                elif not self.attempt.logs.is_dir():
+                    self.asked_unheard = True
+                    agent.send_signal(signal.SIGTERM)  # deleted or moved: they train on, and can save
                 else:
                     self._end_hang(agent, now - heard)
                 heard = time.monotonic()
@@ -267,9 +271,11 @@ class Supervisor:
             outcome.reason = "stopped"  # by a signal to the agent, between two starts
         elif code == 0 and self.node:
             outcome.reason = "complete"
+        elif not self.attempt.logs.is_dir():
+            outcome.agent = f"{self.attempt.directory} was deleted or moved, so that the ranks were not heard any more"
         elif not outcome.failures:
             outcome.agent = f"{sentence('the agent', code)}\n{tail(log)}".strip()
-        if outcome.reason != self.ended:
+        if outcome.reason != self.ended and self.attempt.logs.is_dir():
             self._emit(RunEnded(reason=outcome.reason, step=outcome.step))
 
 

@@ -89,10 +89,14 @@ def ask(logs: Path, own: int) -> list[Rank]:
 
 
 def keep(logs: Path) -> Path:
-    """Move the answers to a directory of their own, since ranks that start again write new ones. Returns it."""
+    """Move the answers to a directory of their own, since ranks that start again write new ones. Returns it, or `logs`
+    where they have to stay."""
     number = 1 + sum(1 for _ in logs.glob("hang-*"))
     folder = logs / f"hang-{number}"
-    folder.mkdir()
+    try:
+        folder.mkdir()
+    except OSError:  # a full disk, which may be why they hang
+        return logs
     for path in [*logs.glob("rank-*.stack"), *logs.glob("rank-*.state")]:
         path.rename(folder / path.name)
     return folder
