@@ -10,6 +10,7 @@ from pathlib import Path
 
 import megatron_next
 import pytest
+from command_line import unmeasured
 
 from primus.backends import registry
 from primus.events.follow import RunHistory
@@ -34,7 +35,9 @@ def test_a_backend_of_another_package_conforms(site: Path) -> None:
     path = os.pathsep.join([str(site), *filter(None, sys.path)])
     tests = ROOT / "examples" / "plugin_backend" / "tests"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tests), str(tests)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=unmeasured({**os.environ, "PYTHONPATH": path}), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
@@ -53,7 +56,7 @@ class TestMegatron(Conformance):
 def test_the_newer_megatron_conforms() -> None:
     path = os.pathsep.join([str(megatron_next.overlay()), *filter(None, sys.path)])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "TestMegatron"]
-    environment = {**os.environ, "PYTHONPATH": path, "MEGATRON_VERSION": megatron_next.VERSION}
+    environment = unmeasured({**os.environ, "PYTHONPATH": path, "MEGATRON_VERSION": megatron_next.VERSION})
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout

@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from command_line import Cli
+from command_line import Cli, unmeasured
 from fault_runs import Matrix, make_source
 from faults import CASES, COMBINATIONS, FAULTS, Case, some
 
@@ -36,8 +36,7 @@ def cases(request: pytest.FixtureRequest) -> list[Case]:
 
 @pytest.fixture
 def cli(cli: Cli) -> Cli:
-    """Not measured for coverage, which would cost a third of the time: other tests see the same lines."""
-    cli.env = {name: value for name, value in cli.env.items() if not name.startswith("COVERAGE_")}
+    cli.env = unmeasured(cli.env)
     return cli
 
 

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from command_line import Cli, environment_of, processes_with, wait_for
+from command_line import Cli, environment_of, processes_with, unmeasured, wait_for
 
 from primus.checkpoints import store
 from primus.events.follow import read_run
@@ -28,6 +28,7 @@ checkpoint: {interval: 20, keep: 2}
 
 @pytest.fixture
 def run(cli: Cli, tmp_path: Path) -> Path:
+    cli.env = unmeasured(cli.env)
     (tmp_path / "tiny.yaml").write_text(TINY)
     return tmp_path / "runs" / "tiny"
 

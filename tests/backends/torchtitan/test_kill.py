@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from command_line import unmeasured
 from gang import environment, free_port
 from tiny import make
 
@@ -24,7 +25,7 @@ def launch(plan: Plan, attempt: int) -> subprocess.Popen[bytes]:
     (directory / "logs").mkdir(parents=True)
     (directory / "plan.json").write_text(plan.to_json(), encoding="utf-8")
     command = [sys.executable, "-m", "primus.runtime.worker", str(directory)]
-    return subprocess.Popen(command, env={**os.environ, **environment(0, 1, free_port())})
+    return subprocess.Popen(command, env=unmeasured({**os.environ, **environment(0, 1, free_port())}))
 
 
 def steps_done(plan: Plan, attempt: int) -> int:
