@@ -19,6 +19,7 @@ from primus.events import goodput
 from primus.events.attempts import rows
 from primus.events.follow import RunHistory, read_run
 from primus.events.goodput import PARTS, Goodput
+from primus.events.jobs import starts_of
 from primus.events.jsonl import Record, encode
 
 STEP = 0.5
@@ -427,3 +428,21 @@ def test_thousands_of_restarts_are_read_quickly(tmp_path: Path) -> None:
     assert len(shown) == 3000
     assert history.goodput is not None
     assert history.goodput.lost == pytest.approx(3000 * 0.1 + 2999 * 60 * STEP)
+
+
+def test_a_record_of_a_job_that_lacks_something_still_tells_of_its_starts() -> None:
+    noted = [
+        {"event": "started", "time": 1.0},
+        {"event": "done", "time": 2.0, "reason": "complete"},
+        {"event": "started", "time": 3.0, "nodes": ["n1"], "step": 7},
+        {"event": "started", "time": 4.0, "nodes": "n1", "step": "7"},
+        {"event": "failed", "time": 5.0},
+        {"event": "started", "time": 6.0, "step": 9},
+    ]
+    told = [(start.end, start.nodes, start.step, start.ended) for start in starts_of(noted)]
+    assert told == [
+        ("complete", (), 0, 2.0),
+        ("queued again by the batch system", ("n1",), 7, 4.0),
+        ("failed", (), 0, 5.0),
+        ("", (), 9, None),
+    ]

@@ -41,10 +41,10 @@ def print_jobs(run: Path) -> None:
     if job.starts:
         rows = [
             [
-                time.strftime("%m-%d %H:%M:%S", time.localtime(start.time)),
+                time.strftime("%m-%d %H:%M:%S", time.localtime(start.began)),
                 _some(start.nodes),
                 f"{start.step:,}",
-                start.ended or "-",
+                start.end or "-",
             ]
             for start in job.starts
         ]

@@ -4,7 +4,7 @@ in the job could report the end. Read from ``jobs/K/`` of the run directory."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,32 @@ from pydantic_core import from_json
 
 from primus.events.attempts import Attempt
 
-ENDS = frozenset({"done", "failed", "stopped", "again", "left"})
-"""Events of a job's record that say how one of its starts ended."""
+ENDS = {
+    "done": "complete",
+    "failed": "failed",
+    "stopped": "stopped",
+    "again": "queued again",
+    "left": "queued again",
+}
+"""Events of a job's record that say how one of its starts ended, and that in words."""
 
 
 @dataclass(frozen=True)
 class JobStart:
-    """One start of a job, from `began` to `ended` (Unix seconds; None: it runs, or nobody noted it)."""
+    """One start of a job, from `began` to `ended` (Unix seconds; None: it runs, or nobody noted it). step: that the run
+    had reached before; outcome, reason: how it ended, in words of ours, and why; empty where nobody said so."""
 
     began: float
     ended: float | None
     nodes: tuple[str, ...]
-    reason: str
+    step: int
+    outcome: str = ""
+    reason: str = ""
+
+    @property
+    def end(self) -> str:
+        """In one line."""
+        return ": ".join(filter(None, [self.outcome, self.reason if self.reason != self.outcome else ""]))
 
 
 def submitted(run: Path) -> float | None:
@@ -39,7 +53,7 @@ def read_starts(run: Path) -> list[JobStart]:
     """The starts of all jobs of a run, by time."""
     found: list[JobStart] = []
     for file in (run / "jobs").glob("*/record.jsonl"):
-        found += _starts(read_record(file))
+        found += starts_of(read_record(file))
     return sorted(found, key=lambda start: start.began)
 
 
@@ -63,18 +77,25 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry.get("time"), int | float) else None
 
 
-def _starts(records: Sequence[dict[str, Any]]) -> Iterator[JobStart]:
+def starts_of(records: Sequence[dict[str, Any]]) -> Iterator[JobStart]:
+    """The starts that a job's record tells of, oldest first."""
     for index, record in enumerate(records):
         if record["event"] != "started":
             continue
         after = next((r for r in records[index + 1 :] if r["event"] in {"started", *ENDS}), None)
-        nodes = record.get("nodes")
-        named = tuple(map(str, nodes)) if isinstance(nodes, list) else ()
+        nodes, step = record.get("nodes"), record.get("step")
+        start = JobStart(
+            began=record["time"],
+            ended=after["time"] if after else None,
+            nodes=tuple(map(str, nodes)) if isinstance(nodes, list) else (),
+            step=step if isinstance(step, int) else 0,
+        )
         if after is None:
-            yield JobStart(record["time"], None, named, "")
-        else:  # a job that starts once more without a word was queued again over the head of its batch step
-            reason = "queued again by the batch system" if after["event"] == "started" else str(after.get("reason"))
-            yield JobStart(record["time"], after["time"], named, reason)
+            yield start
+        elif after["event"] == "started":  # without a word: over the head of its batch step
+            yield replace(start, reason="queued again by the batch system")
+        else:
+            yield replace(start, outcome=ENDS[after["event"]], reason=str(after.get("reason") or ""))
 
 
 def explain(attempts: Sequence[Attempt], starts: Sequence[JobStart]) -> None:

@@ -4,29 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from primus.errors import LaunchError
+from primus.events.jobs import JobStart, starts_of
 from primus.launch import slurm_client
 from primus.runtime.jobs import JobDirectory
-
-ENDINGS = {
-    "done": "complete",
-    "failed": "failed",
-    "stopped": "stopped",
-    "again": "queued again",
-    "left": "queued again",
-}
-
-
-@dataclass(frozen=True)
-class JobStart:
-    """One start of a job. ended: why it ended; empty while it runs or where nobody could say."""
-
-    nodes: tuple[str, ...]
-    step: int
-    time: float
-    ended: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +39,7 @@ def newest(run: Path) -> JobState | None:
 
 def _state(job: JobDirectory) -> JobState:
     record = job.record()
-    starts = tuple(_starts(record))
+    starts = tuple(starts_of(record))
     last = record[-1] if record else {}
     if last.get("final"):
         state = {"done": "completed", "failed": "failed"}.get(last["event"], "stopped")
@@ -70,16 +52,3 @@ def _state(job: JobDirectory) -> JobState:
         return JobState(job.number, job.id, "gone", "Slurm has forgotten it, and it wrote no end", starts)
     reason = found.reason if found.state in slurm_client.WAITING else ""
     return JobState(job.number, job.id, found.state.lower(), reason, starts)
-
-
-def _starts(record: list[dict[str, Any]]) -> list[JobStart]:
-    starts: list[JobStart] = []
-    for entry in record:
-        if entry["event"] == "started":
-            starts.append(JobStart(tuple(entry["nodes"]), entry["step"], entry["time"]))
-        elif starts and entry["event"] in ENDINGS:
-            ended = ENDINGS[entry["event"]]
-            said = entry.get("reason", "")
-            text = ended if said in ("", ended) else f"{ended}: {said}"
-            starts[-1] = JobStart(starts[-1].nodes, starts[-1].step, starts[-1].time, text)
-    return starts

@@ -75,6 +75,14 @@ def alive(pid: int) -> bool:
         return True
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on now, for what only this machine reaches."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def kernel_state(pid: int) -> str:
     """What the kernel says of a process: ``S (sleeping)``, ``T (stopped)``, ...; empty where it does not say."""
     try:

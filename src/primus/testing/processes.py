@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from primus.plan.plan import Plan
 from primus.runtime.environments import import_path, provide
 from primus.runtime.environments.pins import this_interpreter
 from primus.runtime.environments.ranks import engine_mismatches
+from primus.runtime.processes import free_port
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def run_attempt(plan: Plan, number: int, fault: Fault | None = None, timeout: fl
     python, packages = _interpreter(plan)
     command = [python, "-m", "primus.testing.processes", str(attempt), *words]
     holds_all_devices = registry.get(plan.experiment.backend).processes == "per_node"
-    world_size, port = 1 if holds_all_devices else plan.topology.world_size, _free_port()
+    world_size, port = 1 if holds_all_devices else plan.topology.world_size, free_port()
     children = []
     for rank in range(world_size):
         variables = {
@@ -87,13 +87,6 @@ def log_of(plan: Plan, number: int, rank: int = 0) -> str:
     """The end of what a rank printed, for a failed test's message."""
     path = Path(plan.run_directory) / "attempts" / str(number) / "logs" / f"rank-{rank}.log"
     return path.read_text(encoding="utf-8", errors="replace")[-4000:] if path.exists() else ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
 
 from primus.runtime.agents.agent import GRACE_SECONDS, Control, Reporter, Task
 from primus.runtime.agents.starts import Starts
-from primus.runtime.processes import RETRYABLE, end_all
+from primus.runtime.processes import RETRYABLE, end_all, free_port
 
 MONITOR_SECONDS = 0.1
 
@@ -24,7 +23,7 @@ class Ranks:
     """The processes of this node, started and ended together."""
 
     def __init__(self, task: Task, start: int) -> None:
-        host, _, port = task.rdzv.rpartition(":") if task.nnodes > 1 else ("127.0.0.1", "", str(_free_port()))
+        host, _, port = task.rdzv.rpartition(":") if task.nnodes > 1 else ("127.0.0.1", "", str(free_port()))
         self.children: dict[int, subprocess.Popen[bytes]] = {}
         for local in range(task.nproc):
             rank = task.node_rank * task.nproc + local
@@ -80,10 +79,3 @@ def run(task: Task, control: Control, reporter: Reporter) -> int:
             return 0
         if not reporter.again(failed, control):
             return RETRYABLE
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
