@@ -90,7 +90,9 @@ def test_a_preempted_run_makes_way_and_comes_back(cli: Cli, cluster: Cluster, tr
 
 def test_at_the_time_limit_it_saves_and_is_queued_again(cli: Cli, cluster: Cluster, trial: Path) -> None:
     run = run_of(trial)
-    job = submit(cli, "-N", "1", "--time=1", "--signal=@50", *train("train.steps=100000"))
+    job = submit(cli, "-N", "1", "--time=10", "--signal=@110", *train("train.steps=100000"))
+    wait_for(lambda: stepping(run), 40)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")  # 110 s before its end may be now, and soon is
     started_again(cluster, job, run, 90)
     assert newest(run) >= starts(run)[1]["step"] > 0
     assert "the time limit was near: the run saves" in log(run)
