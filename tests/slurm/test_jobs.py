@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import Cli, processes_with, wait_for
+from command_line import ROOT, Cli, processes_with, wait_for
 from slurm_cluster import Cluster
 from slurm_jobs import log, newest, record, run_of, stepping, submit, train
 
@@ -29,7 +30,9 @@ def test_two_nodes_train_as_one_job(cli: Cli, cluster: Cluster, trial: Path, bac
     shown = cli("run", "show", "trial").stdout
     assert re.search(rf"Slurm job {job}: completed; .*\n.*\n.*n1, n2 +0 +complete", shown), shown
     assert "complete: 5 steps" in cli("run", "logs", "trial", "--job").stdout
-    assert "trial is complete: 5 of 5 steps" in cli("slurm", "-N", "2", *train(f"backend={backend}")).stdout
+    again = cli("slurm", "-N", "2", *train(f"backend={backend}", "--runs-dir", "runs"), PRIMUS_RUNS="elsewhere").stdout
+    assert "trial is complete: 5 of 5 steps" in again
+    assert f"run show trial --runs-dir {run_of(trial).parent}\n" in again
 
 
 def test_in_the_foreground_ctrl_c_saves_and_ends_it(cli: Cli, cluster: Cluster, trial: Path) -> None:
@@ -104,6 +107,13 @@ def test_what_slurm_refuses_is_said_in_its_words(
     refused = cli("slurm", *flags, "-N", "2", *train())
     assert refused.returncode == 1
     assert said in refused.stderr
+    assert not run_of(trial).exists()
+
+
+def test_a_full_disk_is_said_and_leaves_no_run_behind(cli: Cli, cluster: Cluster, trial: Path) -> None:
+    command = ["prlimit", "--fsize=10", str(ROOT / "primus-cli"), "slurm", *train()]
+    done = subprocess.run(command, cwd=cli.home, env=cli.environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, "cannot write here: File too large" in done.stderr) == (1, True), done.stderr
     assert not run_of(trial).exists()
 
 

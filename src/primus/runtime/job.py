@@ -20,7 +20,7 @@ from primus.runtime.containers.contained import Contained, prepare, rehearse
 from primus.runtime.environments import get, import_path, locate, provide
 from primus.runtime.environments.ranks import check_backend, check_import_path
 from primus.runtime.processes import cores
-from primus.runtime.run_directory import Attempt, RunDirectory
+from primus.runtime.run_directory import Attempt, RunDirectory, runs_root
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class Job:
     @property
     def again(self) -> str:
         return f"{invoked_as()} {shlex.join(self.argv)}"
+
+    def look(self, verb: str) -> str:
+        """The command line of ``run VERB`` for this run, wherever runs are kept by default."""
+        directory = self.directory.path
+        away = [] if runs_root(None) == directory.parent else ["--runs-dir", str(directory.parent)]
+        return f"{invoked_as()} {shlex.join(['run', verb, directory.name, *away])}"
 
     def continued(self) -> Job:
         """This job as the continuation of what is in its run directory; itself for a new run. Raises RunDirectoryError

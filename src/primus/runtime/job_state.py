@@ -30,6 +30,10 @@ class JobState:
         return f"Slurm job {self.id}: {self.state}" + (f" ({self.reason})" if self.reason else "")
 
 
+_silent: list[str] = []
+"""Why Slurm could not be asked in this process: a list of runs shall wait for it once."""
+
+
 def newest(run: Path) -> JobState | None:
     """The state of the run's newest job that Slurm was given; None when there is none. Slurm is asked only about jobs
     whose record has no end."""
@@ -45,8 +49,10 @@ def _state(job: JobDirectory) -> JobState:
         state = {"done": "completed", "failed": "failed"}.get(last["event"], "stopped")
         return JobState(job.number, job.id, state, "", starts)
     try:
-        found = slurm_client.job(job.id)
-    except LaunchError:
+        found = None if _silent else slurm_client.job(job.id)
+    except LaunchError as error:
+        _silent.append(str(error))
+    if _silent:
         return JobState(job.number, job.id, "unknown", "Slurm cannot be asked from here", starts)
     if found is None:
         return JobState(job.number, job.id, "gone", "Slurm has forgotten it, and it wrote no end", starts)

@@ -18,7 +18,6 @@ from primus.backends import registry
 from primus.checkpoints.store import complete, newest_intact, verify
 from primus.errors import PrimusError, RunDirectoryError
 from primus.events import units
-from primus.home import invoked_as
 from primus.launch.direct import Command
 from primus.plan.diff import differences
 from primus.plan.plan import Plan
@@ -125,7 +124,7 @@ def is_complete(job: Job) -> bool:
         return False
     tell(
         f"{experiment.name} is complete: {newest.step:,} of {experiment.train.steps:,} steps, in {job.directory.path}\n"
-        f"  look      {invoked_as()} run show {experiment.name}\n"
+        f"  look      {job.look('show')}\n"
         f"  go on     the same command with train.steps={2 * newest.step}"
     )
     if job.place.node_rank == 0:
@@ -154,11 +153,10 @@ def _supervise(job: Job, attempt: Attempt, command: Command, beat: Callable[[], 
 
 def _finish(job: Job, attempt: Attempt, outcome: Outcome, report: Path | None) -> int:
     """The last screen and the exit code."""
-    name = job.plan.experiment.name
     if outcome.reason == "failed":
         width = shutil.get_terminal_size((100, 24)).columns
         tell(
-            "\n" + screen(outcome, attempt.logs, f"{invoked_as()} run logs {name}", job.again, width).rstrip(),
+            "\n" + screen(outcome, attempt.logs, job.look("logs"), job.again, width).rstrip(),
             sys.stderr,
         )
         return 1
@@ -171,7 +169,7 @@ def _finish(job: Job, attempt: Attempt, outcome: Outcome, report: Path | None) -
     if report is not None:
         lines.append(f"  report    {report}")
     if job.place.node_rank == 0:
-        lines.append(f"  look      {invoked_as()} run show {name}")
+        lines.append(f"  look      {job.look('show')}")
     tell("\n".join(lines))
     return code
 

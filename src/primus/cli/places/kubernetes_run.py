@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from primus.errors import LaunchError, UsageError
-from primus.home import invoked_as
 from primus.launch import kubernetes_submit as kubectl
 from primus.launch.direct import Direct
 from primus.launch.kubernetes import Kubernetes, check, render
@@ -85,4 +84,4 @@ def _objects(place: Kubernetes, job: Job) -> list[dict[str, Any]]:
 def _hints(place: Kubernetes, job: Job, objects: list[dict[str, Any]]) -> None:
     for what, words in (("pods", kubectl.look), ("output", kubectl.logs), ("remove", kubectl.delete)):
         click.echo(f"  {what:<9} {shlex.join(words(place, objects))}")
-    click.echo(f"  look      {invoked_as()} run show {shlex.quote(job.plan.experiment.name)}")
+    click.echo(f"  look      {job.look('show')}")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from primus.errors import LaunchError, Problem, RunDirectoryError, UsageError
 from primus.events import units
-from primus.home import invoked_as
 from primus.launch import slurm_client
 from primus.launch.places import Places
 from primus.launch.slurm import Inner, Slurm, attached, script
@@ -65,22 +64,24 @@ def submit(job: Job, places: Places) -> int:
         avoided = excluded(run)
         for entry in avoided:
             say(f"{entry.node} is avoided: {entry.reason} (see {run / 'excluded.json'})")
-        directory.write(job, places)
+        try:
+            directory.write(job, places)
+            if place.mode == "sbatch":
+                text = script(place, inner(directory, job), [entry.node for entry in avoided])
+                write_atomically(directory.script, text)
+                directory.accept(slurm_client.sbatch(directory.script))
+        except BaseException as error:
+            shutil.rmtree(directory.path, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise _unwritable(run, error) from error
+            raise
         if place.mode == "srun":
             return _follow(directory, place, job, avoided)
-        try:
-            write_atomically(directory.script, script(place, inner(directory, job), [entry.node for entry in avoided]))
-            directory.accept(slurm_client.sbatch(directory.script))
-        except BaseException:
-            shutil.rmtree(directory.path, ignore_errors=True)
-            raise
-    name = job.plan.experiment.name
-    again = f"{invoked_as()} run"
     fewer = f"{place.min_nodes} to " if 0 < place.min_nodes < place.nodes else ""
     tell(
         f"queued as Slurm job {directory.id} on {fewer}{units.plural(place.nodes, 'node')}: {directory.path}\n"
-        f"  state     {again} show {name}\n"
-        f"  output    {again} logs {name} --job --follow\n"
+        f"  state     {job.look('show')}\n"
+        f"  output    {job.look('logs')} --job --follow\n"
         f"  stop      scancel {directory.id}"
     )
     _warn(directory.id)
@@ -146,6 +147,11 @@ def _follow(directory: JobDirectory, place: Slurm, job: Job, avoided: list[Exclu
     return code
 
 
+def _unwritable(path: Path, error: OSError) -> RunDirectoryError:
+    remedy = "choose another place with --runs-dir DIR"
+    return RunDirectoryError(f"cannot write here: {error.strerror}", where=str(path), remedy=remedy)
+
+
 @contextmanager
 def _submitting(job: Job) -> Iterator[None]:
     """One submission of a run at a time; the directory is made if need be."""
@@ -154,9 +160,7 @@ def _submitting(job: Job) -> Iterator[None]:
         jobs.mkdir(parents=True, exist_ok=True)
         lock = os.open(jobs / ".submitting", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise RunDirectoryError(
-            f"cannot write here: {error.strerror}", where=str(jobs), remedy="choose another place with --runs-dir DIR"
-        ) from error
+        raise _unwritable(jobs, error) from error
     try:
         _lock(lock, job.directory.path)
         yield
