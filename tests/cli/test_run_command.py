@@ -20,7 +20,7 @@ from primus.cli.run_show import print_run
 from primus.errors import CheckpointError, RunDirectoryError, UsageError
 from primus.events.bus import Bus
 from primus.events.history import RunHistory
-from primus.events.types import EvalDone, Notice, RankFailed, RunEnded, RunStarted, StepDone
+from primus.events.types import EvalDone, Notice, RankFailed, RanksStarted, RunEnded, RunStarted, StepDone
 from primus.runtime.lock import RunLock
 from primus.runtime.run_directory import RunDirectory, runs_root
 
@@ -238,6 +238,18 @@ def test_a_file_in_the_place_of_the_attempts_is_named(root: Path) -> None:
     (root / "odd" / "attempts").touch()
     with pytest.raises(RunDirectoryError, match="the attempts cannot be listed: Not a directory"):
         RunDirectory(root / "odd").next_attempt()
+
+
+def test_show_names_what_ended_the_newest_start(root: Path, capsys) -> None:
+    attempt = root / "twice" / "attempts" / "1"
+    for restart, error in enumerate(("killed by SIGKILL", "the loss is NaN")):
+        with Bus(attempt, "node0") as bus:
+            bus.emit(RanksStarted(node="n", node_rank=0, first_rank=0, last_rank=0, restart=restart))
+            bus.emit(RankFailed(rank=0, node="n", error=error, traceback=""))
+    with Bus(attempt, "launcher0") as bus:
+        bus.emit(RunEnded(reason="failed", step=0))
+    assert primus_cli(["run", "show", "twice"]) == 0
+    assert "rank 0 on n failed: the loss is NaN\n" in capsys.readouterr().out
 
 
 def test_show_names_the_newest_checkpoints_and_counts_the_others(root: Path, capsys) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -64,18 +65,21 @@ def _print_goodput(history: RunHistory) -> None:
 
 
 def _print_end(history: RunHistory) -> None:
-    if history.notices or history.failures:
+    if history.notices or history.cause:
         click.echo()
     for notice in history.notices[-5:]:
-        click.echo(f"notice: {notice['message'][:500]}")
-    if history.failures and history.status == "failed":
-        failure = history.failures[0] if len(history.attempts) == 1 else _first_of_last(history)
-        click.echo(f"\nrank {failure['rank']} on {failure['node']} failed: {failure['error'][:2000]}")
+        _wrapped(f"notice: {notice['message'][:500]}")
+    if history.cause and history.status == "failed":
+        failure = history.cause
+        click.echo()
+        _wrapped(f"rank {failure['rank']} on {failure['node']} failed: {failure['error'][:2000]}")
         if failure.get("remedy"):
-            click.echo(failure["remedy"])
+            _wrapped(failure["remedy"])
         click.echo(f"more: primus-cli run logs {history.name} --rank {failure['rank']} --attempt {failure['attempt']}")
 
 
-def _first_of_last(history: RunHistory) -> dict[str, Any]:
-    last = history.failures[-1]["attempt"]
-    return next(failure for failure in history.failures if failure["attempt"] == last)
+def _wrapped(text: str) -> None:
+    """Print it, for a terminal between its words; what reads a pipe gets lines whole."""
+    if sys.stdout.isatty():
+        text = click.wrap_text(text, shutil.get_terminal_size((100, 24)).columns, subsequent_indent="  ")
+    click.echo(text)

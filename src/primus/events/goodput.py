@@ -17,6 +17,8 @@ from typing import Any
 from primus.events import units
 from primus.events.steps import Steps
 
+SHOWN = 0.005
+"""Seconds of a part that people are shown: less is the rounding of times."""
 _SAMPLE = 1001
 _LONGEST = 1e11
 """Seconds; longer is no duration, and later no time, but a damaged line."""
@@ -72,7 +74,7 @@ def lines(parts: Goodput | None) -> list[tuple[str, str, str, str]]:
     return [
         (name, _LABELS.get(name, name), units.duration(value), units.percent(value / whole))
         for name, value in found
-        if value
+        if value >= SHOWN
     ]
 
 

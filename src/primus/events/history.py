@@ -18,6 +18,7 @@ from primus.errors import RunDirectoryError
 from primus.events import jobs
 from primus.events.attempt_files import AttemptFiles, Trained, read_attempt
 from primus.events.attempts import Attempt
+from primus.events.causes import root
 from primus.events.goodput import Goodput, Stretch, duration, total
 from primus.events.jsonl import PATTERN, Record
 from primus.events.monitor import WRITER
@@ -43,6 +44,8 @@ class RunHistory:
     checkpoints: list[Record] = field(default_factory=list)
     notices: list[Record] = field(default_factory=list)
     failures: list[Record] = field(default_factory=list)
+    cause: Record | None = None
+    """Of the failures, the one that ended the newest start; None when no rank said anything then."""
     attempts: list[Attempt] = field(default_factory=list)
     garbled: int = 0
     """Lines that were no records."""
@@ -196,6 +199,8 @@ def _conclude(
     for rows, after in zip_longest(owners, owners[1:]):
         kept = seconds[rows.first : after.first if after else None]
         rows.telling.kept_steps, rows.telling.kept_seconds = len(kept), total(kept)
+    if told and told[-1] and told[-1][-1].failures:
+        history.cause = root(told[-1][-1].failures)
     some = seconds[:: max(1, len(seconds) // 1000)]
     usual = duration(median(some)) if some else None
     ended = queued
