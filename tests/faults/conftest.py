@@ -4,7 +4,7 @@ when something fails or Ctrl-C ends it."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import date
 from pathlib import Path
 
@@ -52,11 +52,20 @@ def matrix(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(autouse=True)
 def told(request: pytest.FixtureRequest, case: Case, cases: list[Case], matrix: Matrix) -> Iterator[None]:
     """Two lines a case, as it begins and as it ends."""
-    matrix.cells[str(case)] = "**failed**"
     began = time.monotonic()
     _say(request.config, f"{cases.index(case) + 1:2}/{len(cases)} {case}")
     yield
-    _say(request.config, f"      {matrix.cells[str(case)].replace('*', '')} ({time.monotonic() - began:.0f} s)")
+    came = matrix.cells.get(str(case), "not run").replace("*", "")
+    _say(request.config, f"      {came} ({time.monotonic() - began:.0f} s)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    found = getattr(item, "funcargs", {})
+    if report.failed and "matrix" in found:
+        found["matrix"].cells.setdefault(str(found["case"]), "**failed**")
+    return report
 
 
 def _say(config: pytest.Config, line: str) -> None:
