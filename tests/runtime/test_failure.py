@@ -67,6 +67,13 @@ def test_what_an_engine_says_is_shown_to_its_end() -> None:
     assert max(map(len, text.splitlines()[:-4])) <= 80
 
 
+def test_an_engine_that_died_is_not_one_that_refused() -> None:
+    said = 'level=error msg="error waiting for container: unexpected EOF"'  # docker 20.10, dockerd killed by SIGKILL
+    text = shown(Outcome(agent=f"the agent exited with code 125\n{said}"))
+    assert "start the engine again" in text
+    assert "refused" not in text
+
+
 def test_our_own_outermost_frames_are_left_out() -> None:
     traceback = (
         "Traceback (most recent call last):\n"

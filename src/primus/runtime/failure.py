@@ -35,6 +35,11 @@ CAUSES = (
         "a larger container --memory; or a smaller train.micro_batch_size, recompute=full, fewer processes a node",
     ),
     _cause(
+        r"error waiting for container",
+        "the container's engine died or lost sight of it; the container may train on without it",
+        "start the engine again, then give the same command: it ends what is left, and continues",
+    ),
+    _cause(
         r"^the agent exited with code 125",
         "the container's engine refused to start it; agent-0.log has all its words",
         "correct the flag or mount that they name, e.g. an --engine-arg",
