@@ -118,9 +118,10 @@ def test_a_full_disk_is_said_and_leaves_no_run_behind(cli: Cli, cluster: Cluster
 
 
 def test_what_slurm_queues_but_will_never_start_is_said(cli: Cli, cluster: Cluster, trial: Path) -> None:
-    queued = cli("slurm", "-N", "8", *train())
+    queued = cli("slurm", "-N", "8", "-o", "x.log", *train())
     assert queued.returncode == 0
     assert re.search(r"\(Partition\w+\): it asks for more nodes", queued.stderr)
+    assert "where --output says: x.log" in cli("run", "logs", "trial", "--job").stderr
 
 
 def test_a_directory_that_is_not_on_every_node_is_named(cli: Cli, cluster: Cluster, trial: Path) -> None:

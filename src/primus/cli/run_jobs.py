@@ -64,6 +64,8 @@ def job_log(run: Path) -> Path:
     if not jobs:
         raise UsageError(f"run '{run.name}' never was a job", remedy="leave out --job")
     if not jobs[-1].log.exists():
+        if (place := jobs[-1].places().slurm) and place.output:
+            raise UsageError(f"what the job prints is where --output says: {place.output}")
         job = job_state.newest(run)
         raise UsageError(f"the job has printed nothing yet: {job or jobs[-1].path}")
     return jobs[-1].log

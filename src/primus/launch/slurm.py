@@ -116,6 +116,11 @@ class Slurm:
         """The node list of ``--exclude``; empty without one."""
         return ",".join(flag.value for flag in self.flags if flag.name == "--exclude")
 
+    @property
+    def output(self) -> str:
+        """Where ``--output`` has Slurm write what the job prints; empty for the job's own directory."""
+        return next((flag.value for flag in reversed(self.flags) if flag.name == "--output"), "")
+
     def has(self, *names: str) -> bool:
         return any(flag.name in names for flag in self.flags)
 

@@ -15,7 +15,6 @@ OVERRIDING = ("SBATCH_SIGNAL", "SBATCH_OPEN_MODE", "SBATCH_REQUEUE", "SBATCH_NO_
 """Variables that would win over what the script says and recovery needs."""
 SHIELD = ("sh", "-c", 'trap "" TERM; exec "$@"', "sh")
 """Slurm ends a job by a signal to all its processes; what tidies up then must outlive it."""
-WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
                    "PREEMPTED"})  # fmt: skip
 BAD = ("DOWN", "DRAIN", "FAIL", "ERROR", "NOT_RESPONDING")

@@ -14,7 +14,7 @@ from primus.runtime.jobs import JobDirectory
 @dataclass(frozen=True)
 class JobState:
     """number: K of ``jobs/K``. id: Slurm's. state: ``pending``, ``running``, ``completed``, ...; ``unknown``
-    where Slurm cannot be asked. reason: why it waits, in Slurm's word. starts: oldest first."""
+    where Slurm cannot be asked. reason: why it waits, or how it ended, in Slurm's word. starts: oldest first."""
 
     number: int
     id: str
@@ -56,5 +56,4 @@ def _state(job: JobDirectory) -> JobState:
         return JobState(job.number, job.id, "unknown", "Slurm cannot be asked from here", starts)
     if found is None:
         return JobState(job.number, job.id, "gone", "Slurm has forgotten it, and it wrote no end", starts)
-    reason = found.reason if found.state in slurm_client.WAITING else ""
-    return JobState(job.number, job.id, found.state.lower(), reason, starts)
+    return JobState(job.number, job.id, found.state.lower(), found.reason, starts)

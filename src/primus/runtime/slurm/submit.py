@@ -81,7 +81,7 @@ def submit(job: Job, places: Places) -> int:
     tell(
         f"queued as Slurm job {directory.id} on {fewer}{units.plural(place.nodes, 'node')}: {directory.path}\n"
         f"  state     {job.look('show')}\n"
-        f"  output    {job.look('logs')} --job --follow\n"
+        f"  output    {place.output or job.look('logs') + ' --job --follow'}\n"
         f"  stop      scancel {directory.id}"
     )
     _warn(directory.id)
