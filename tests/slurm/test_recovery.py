@@ -88,6 +88,15 @@ def test_a_preempted_run_makes_way_and_comes_back(cli: Cli, cluster: Cluster, tr
     assert starts(run)[1]["step"] > 0  # it had saved
 
 
+def test_a_run_that_hangs_when_slurm_takes_it_starts_again_at_once(cli: Cli, cluster: Cluster, trial: Path) -> None:
+    """As ranks do that wait for a node without power: they, and what watches over them, are killed, not ended."""
+    run = run_of(trial)
+    job = submit(cli, "-N", "1", *train(*SLOW), COUNTING_FAULT="hang:0:20")
+    wait_for((run / "fault-happened").exists, 60)
+    cluster.run("scontrol", "requeue", str(job))
+    started_again(cluster, job, run)
+
+
 def test_at_the_time_limit_it_saves_and_is_queued_again(cli: Cli, cluster: Cluster, trial: Path) -> None:
     run = run_of(trial)
     job = submit(cli, "-N", "1", "--time=10", "--signal=@110", *train("train.steps=100000"))

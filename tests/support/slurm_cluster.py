@@ -108,8 +108,8 @@ class Cluster:
         return self.run("sinfo", "-h", "-N", "-p", "main", "-n", node, "-o", "%T").strip()
 
     def kill_node(self, name: str) -> None:
-        """What a power cut does: slurmd and everything it started on the node, at once, with SIGKILL. The next ``tidy``
-        starts the cluster anew."""
+        """A node that dies: slurmd and what runs for jobs there, at once, with SIGKILL. Unlike in a power cut, slurmd's
+        step daemons live on and report it. The next ``tidy`` starts the cluster anew."""
         daemon = self.daemons.pop(name)
         victims = [daemon.pid, *self.processes_on(name)]
         for pid in victims:

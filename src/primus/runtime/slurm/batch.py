@@ -33,6 +33,8 @@ from primus.runtime.training import say
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 5.0
 """Between looks at the nodes."""
+HASTEN_SECONDS = 1.0
+"""Between settings of the next start's time, while processes end: it must not have passed when the last is gone."""
 SILENT_SECONDS = 60.0
 """A node whose launcher has not been heard of for so long, while others are, is lost."""
 RESERVE_SECONDS = 15
@@ -110,6 +112,10 @@ class Batch:
             now = time.monotonic()
             if now - self._looked >= LOOK_SECONDS and not self.signalled:
                 self._look(names, now - self._looked)
+                self._looked = time.monotonic()
+            if self.signalled and now - self._looked >= HASTEN_SECONDS:
+                # Slurm has taken the job, for a dead node perhaps: ranks that wait for it may outlive this process
+                hasten(self.number, self.restarts, self._avoided())
                 self._looked = time.monotonic()
             if self.asked and not told:
                 told = True
@@ -189,13 +195,12 @@ class Batch:
         self.job.note(what, reason=reason, step=step, final=what in ("done", "failed", "stopped"))
         say(f"the job is {'queued again' if what in ('again', 'left') else what}: {reason}; step {step:,} is saved")
         self._learn(self.lost)
-        avoided = ",".join(entry.node for entry in excluded(self.run_directory))
         if what == "left":
-            hasten(self.number, self.restarts, avoided)
+            hasten(self.number, self.restarts, self._avoided())
         elif what == "again":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes now
             slurm_client.requeue(self.number)
-            hasten(self.number, self.restarts, avoided)
+            hasten(self.number, self.restarts, self._avoided())
         return {"done": 0, "failed": 1}.get(what, 143)
 
     def _learn(self, bad: dict[str, str]) -> None:
@@ -212,6 +217,9 @@ class Batch:
             return
         for node, reason in bad.items():
             self.job.note("excluded", node=node, reason=reason)
+
+    def _avoided(self) -> str:
+        return ",".join(entry.node for entry in excluded(self.run_directory))
 
     def _fruitless(self, step: int) -> bool:
         """Whether the last FRUITLESS starts, this one included, began where the run still is."""
