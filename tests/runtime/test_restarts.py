@@ -117,6 +117,22 @@ def test_a_crash_loop_stops_and_shows_its_cause(cli: Cli, trial: Path, backend: 
     assert not processes_with(str(run_of(trial)))
 
 
+def test_a_stop_while_nodes_restart_ends_them_all(cli: Cli, trial: Path) -> None:
+    """The second node is gone before its rank is there: the first would wait for it for ten minutes."""
+    port = free_port()
+    more = ("train.steps=100000", "checkpoint.interval=5", "resilience.max_restarts=3")
+    first, second = (cli.start(*words(rank, port, *more), COUNTING_COUPLED="1") for rank in (0, 1))
+    events = run_of(trial) / "attempts/1/events-rank0.jsonl"
+    wait_for(lambda: events.exists() and "checkpoint_saved" in events.read_text(), 60)
+    workers = processes_with(f"primus.runtime.worker {run_of(trial)}")
+    os.kill(next(pid for pid in workers if environment_of(pid)["RANK"] == "1"), signal.SIGKILL)
+    wait_for(lambda: "notice" in kinds(trial, "node1"))
+    second.send_signal(signal.SIGTERM)
+    for process in (second, first):
+        _, err = process.communicate(timeout=40)
+        assert process.returncode == 143, err
+
+
 @pytest.mark.parametrize("backend", ["counting", "counting_torchrun"])
 def test_nodes_restart_together(cli: Cli, trial: Path, backend: str) -> None:
     """A rank of the second node is killed twice; the first node's rank, which would wait for ever, is ended too."""

@@ -101,6 +101,7 @@ class Supervisor:
         self.earlier: list[Failure] = []
         """What ended the starts before this one, until training has begun again."""
         self.other_failed = 0.0
+        self.other_stopped = False
         self.asked_unheard = False
         self._looked = self._stopped_since = time.monotonic()
 
@@ -160,8 +161,8 @@ class Supervisor:
                 return
             self.beat()
             monitoring.check()
-            if interrupts.count > asked:
-                asked, since = interrupts.count, now
+            if (wanted := interrupts.count or int(self.other_stopped)) > asked:
+                asked, since = wanted, now
                 self._stop(agent, asked, console)
             if asked and not self.training and now - since > UNSTARTED_SECONDS:
                 agent.kill()  # it still imports, or waits for other nodes: there is nothing to save
@@ -193,6 +194,7 @@ class Supervisor:
             self.outcome.failures.clear()
             self.outcome.verdict = ""
             self.patience.started()
+            self.training = self.plan.topology.replica_groups > 1  # of which the others train on
         elif kind == "notice" and record["writer"].startswith("node"):  # what the agent decided
             self.outcome.verdict = record["message"]
         elif kind == "rank_failed":
@@ -200,6 +202,8 @@ class Supervisor:
         elif kind == "run_ended" and record["writer"].startswith("launcher"):
             if record["reason"] == "failed":  # another node's: our own record is written after the watch
                 self.other_failed = time.monotonic()
+            elif record["reason"] == "stopped":  # its ranks may not come to a start that this node waits in
+                self.other_stopped = True
         elif kind == "run_ended":
             self.ended = record["reason"]
             self.outcome.step = record["step"]
@@ -263,7 +267,9 @@ class Supervisor:
             outcome.failures.clear()  # of groups without which the others have gone on
         if self.ended == "complete" and not outcome.failures:
             outcome.reason = "complete"
-        elif interrupts.count and (code == 0 or interrupts.count > 1 or not outcome.failures):
+        elif (interrupts.count and (code == 0 or interrupts.count > 1 or not outcome.failures)) or (
+            self.other_stopped and not self.training
+        ):
             outcome.reason = "stopped"
         elif self.ended == "stopped" and not outcome.failures:
             outcome.reason = "stopped"  # on another node, or by a signal to the ranks themselves
