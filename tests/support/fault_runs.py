@@ -157,7 +157,7 @@ class Run:
 class Place(Protocol):
     """Where a run is started."""
 
-    def start(self, file: Path) -> Run: ...
+    def start(self, file: Path, *more: str) -> Run: ...
 
     def wait(self, run: Run) -> str:
         """Until it is over; returns what it said."""
@@ -170,8 +170,8 @@ class Direct:
     def __init__(self, cli: Cli) -> None:
         self.cli = cli
 
-    def start(self, file: Path) -> Run:
-        process = self.cli.start("direct", "--nproc", "2", "--", "train", "pretrain", "--config", file)
+    def start(self, file: Path, *more: str) -> Run:
+        process = self.cli.start("direct", "--nproc", "2", "--", "train", "pretrain", "--config", file, *more)
         return Run(self.cli.home / "runs" / file.stem, process.poll)
 
     def wait(self, run: Run) -> str:
@@ -184,8 +184,8 @@ class OnSlurm:
     def __init__(self, cli: Cli, cluster: Cluster) -> None:
         self.cli, self.cluster = cli, cluster
 
-    def start(self, file: Path) -> Run:
-        done = self.cli("slurm", "-N", "2", "--", "train", "pretrain", "--config", file)
+    def start(self, file: Path, *more: str) -> Run:
+        done = self.cli("slurm", "-N", "2", "--", "train", "pretrain", "--config", file, *more)
         job = re.search(r"queued as Slurm job (\d+)", done.stdout)
         assert job, done.stdout + done.stderr
 
