@@ -145,7 +145,7 @@ def test_events_that_cannot_be_written_leave_the_exit_code(
 
 def test_a_late_failure_of_a_restarted_rank_does_not_fail_the_run(tmp_path: Path) -> None:
     none = SimpleNamespace(interval=None, steps=5)
-    resilience = SimpleNamespace(hang_timeout="1m")
+    resilience = SimpleNamespace(hang_timeout="1m", start_timeout=None)
     experiment = SimpleNamespace(
         resilience=resilience, train=none, checkpoint=none, eval=none, data=SimpleNamespace(validation=None)
     )
