@@ -14,6 +14,7 @@ import pytest
 from command_line import ROOT, Cli, environment_of, processes_with, wait_for
 from docker_engine import IMAGE, Docker, Engine
 from slurm_cluster import Cluster
+from slurm_jobs import log, submit
 from tiny import make_dataset
 
 from primus.checkpoints.store import newest_intact
@@ -56,21 +57,26 @@ def labelled(docker: Engine, trial: Path) -> list[str]:
     return docker.containers(f"label=primus.run={run_of(trial)}")
 
 
-def test_the_quickstart_trains_on_two_processes(cli: Cli, tmp_path: Path) -> None:
-    """TorchTitan, two ranks that talk through gloo; the second start continues from the first's checkpoint."""
+def test_the_quickstart_trains_on_two_processes_and_goes_on_in_a_slurm_job(
+    cli: Cli, cluster: Cluster, tmp_path: Path
+) -> None:
+    """TorchTitan, two ranks that talk through gloo, in one container; from its checkpoint in one on each of two nodes."""
     data = make_dataset(tmp_path / "data" / "chain")
     train = ["train", "pretrain", "--config", str(QUICKSTART), f"data.train={data}", "data.validation=0.05"]
     train += ["optimizer.schedule.warmup_steps=2", "optimizer.schedule.decay_steps=20", "train.seq_length=64"]
     place = ["container", "--image", IMAGE, "--", "direct", "--nproc", "2", "--"]
-    first = cli(*place, *train, "train.steps=10", "train.micro_batch_size=2", "parallel.data_replicate=2", timeout=280)
+    two = ("train.micro_batch_size=2", "parallel.data_replicate=2")
+    first = cli(*place, *train, "train.steps=10", *two, timeout=280)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "complete: 10 steps" in first.stdout
-    again = cli("container", "--image", IMAGE, "--", *train, "train.steps=20", timeout=280)
-    assert again.returncode == 0, again.stdout + again.stderr
-    run = read_run(tmp_path / "runs" / "quickstart")
-    assert run.status == "complete"
-    assert len(run.steps) == 20
-    outside = cli(*train, "train.steps=10", "name=outside", timeout=280)
+    job = submit(cli, "-N", "2", "--", "container", "--image", IMAGE, "--", *train, "train.steps=20", *two)
+    run = tmp_path / "runs" / "quickstart"
+    assert cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED", seconds=200) == "COMPLETED", log(run)
+    history = read_run(run)
+    assert history.status == "complete"
+    assert [(attempt.resumed_from, attempt.world_size) for attempt in history.attempts] == [(None, 2), (10, 2)]
+    assert len(history.steps) == 20
+    outside = cli(*train, "train.steps=20", "name=outside", timeout=280)
     assert outside.returncode == 0, outside.stderr
     same = cli("numerics", "compare", "quickstart", "outside", "--band", "1e-5")
     assert same.returncode == 0, same.stdout + same.stderr
