@@ -60,7 +60,7 @@ def labelled(docker: Engine, trial: Path) -> list[str]:
 def test_the_quickstart_trains_on_two_processes_and_goes_on_in_a_slurm_job(
     cli: Cli, cluster: Cluster, tmp_path: Path
 ) -> None:
-    """TorchTitan, two ranks that talk through gloo, in one container; from its checkpoint in one on each of two nodes."""
+    """TorchTitan, two ranks that talk through gloo, in one container; from there in one on each of two nodes."""
     data = make_dataset(tmp_path / "data" / "chain")
     train = ["train", "pretrain", "--config", str(QUICKSTART), f"data.train={data}", "data.validation=0.05"]
     train += ["optimizer.schedule.warmup_steps=2", "optimizer.schedule.decay_steps=20", "train.seq_length=64"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from command_line import Cli, unmeasured
 from fault_runs import INTERVAL, Direct, OnSlurm, curve, experiment, make_source
-from pytest import approx
 from slurm_cluster import Cluster
 
 from primus.runtime.jobs import JobDirectory
@@ -32,5 +32,5 @@ def test_the_curve_is_that_of_all_nodes_within_rounding(cli: Cli, cluster: Clust
     assert [entry["nodes"] for entry in record if entry["event"] == "started"] == [["n1", "n2"], ["n1"]], said
     assert [attempt.world_size for attempt in history.attempts] == [2, 1]
     for (step, loss, norm), (_, wanted, wanted_norm) in zip(curve(history), curve(whole.history()), strict=True):
-        assert loss == approx(wanted, rel=1e-5), step
-        assert norm == approx(wanted_norm, rel=1e-3), step
+        assert loss == pytest.approx(wanted, rel=1e-5), step
+        assert norm == pytest.approx(wanted_norm, rel=1e-3), step
