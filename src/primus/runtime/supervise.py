@@ -54,6 +54,8 @@ class Outcome:
     signal: int = 0
     verdict: str = ""
     """Why the agent starts nothing again, when it says so."""
+    followed: bool = False
+    """Whether it ended because another node's launcher had given up, not by what failed here."""
     agent: str = ""
     """When the agent itself failed: how it ended and its last words."""
 
@@ -167,6 +169,7 @@ class Supervisor:
             if asked and not self.training and now - since > UNSTARTED_SECONDS:
                 agent.kill()  # it still imports, or waits for other nodes: there is nothing to save
             if self.other_failed and now - self.other_failed > OTHER_NODE_SECONDS:
+                self.outcome.followed = True
                 agent.kill()
             self._let_go_on(agent, now)
             if now - heard > self.patience.limit:
