@@ -136,8 +136,8 @@ def test_a_killed_launcher_leaves_no_container(cli: Cli, docker: Docker, trial: 
     wait_for(lambda: steps(trial) > 5, 100)
     process.kill()
     process.communicate()
-    wait_for(lambda: not labelled(docker, trial), 10, "the end of the container")
-    wait_for(lambda: not processes_with(str(run_of(trial))), 10, "the end of its client")
+    wait_for(lambda: not labelled(docker, trial), 60, "the end of the container")
+    wait_for(lambda: not processes_with(str(run_of(trial))), 60, "the end of its client")
 
 
 def test_a_killed_client_leaves_no_container_and_the_run_says_so(cli: Cli, docker: Docker, trial: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_killed_client_leaves_no_container_and_the_run_says_so(cli: Cli, docke
             os.kill(pid, signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
-    wait_for(lambda: not labelled(docker, trial), 10, "the end of the container")
+    wait_for(lambda: not labelled(docker, trial), 60, "the end of the container")
 
 
 def test_a_hang_is_found_and_the_stacks_are_there(cli: Cli, docker: Docker, trial: Path) -> None:

@@ -195,7 +195,7 @@ def test_a_stopped_agent_is_let_go_on(cli: Cli, trial: Path) -> None:
     os.kill(agent, signal.SIGSTOP)
     workers = processes_with(f"primus.runtime.worker {run_of(trial)}")
     os.kill(next(iter(workers)), signal.SIGKILL)
-    wait_for(lambda: events.read_text().count("run_started") == 2, 30)
+    wait_for(lambda: events.read_text().count("run_started") == 2, 60)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err

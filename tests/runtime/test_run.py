@@ -193,7 +193,7 @@ def test_a_second_signal_ends_at_once_and_leaves_no_half_checkpoint(cli: Cli, tr
     assert process.returncode == 130
     assert "stopped after step" in out
     assert newest(trial) == 0
-    wait_for(lambda: not processes_with(str(trial.parent)), 5)
+    wait_for(lambda: not processes_with(str(trial.parent)), 60)
 
 
 def test_a_signal_before_the_ranks_are_there_ends_it(cli: Cli, trial: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_signal_before_the_ranks_are_there_ends_it(cli: Cli, trial: Path) -> N
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130
-    wait_for(lambda: not processes_with(str(run_of(trial))), 5)
+    wait_for(lambda: not processes_with(str(run_of(trial))), 60)
 
 
 def test_an_exception_in_a_rank_shows_where_it_began(cli: Cli, trial: Path) -> None:
@@ -332,7 +332,7 @@ def test_a_killed_agent_takes_its_ranks_along(cli: Cli, trial: Path) -> None:
     _, err = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "the agent was killed by SIGKILL" in err
-    wait_for(lambda: not processes_with(str(run_of(trial))), 5)
+    wait_for(lambda: not processes_with(str(run_of(trial))), 60)
 
 
 def test_of_two_runs_at_once_exactly_one_has_the_directory(cli: Cli, trial: Path) -> None:

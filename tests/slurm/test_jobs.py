@@ -70,7 +70,7 @@ def test_scancel_saves_and_does_not_queue_again(cli: Cli, cluster: Cluster, tria
     wait_for(lambda: stepping(run_of(trial)), 60)
     cluster.run("scancel", str(job))
     assert cluster.wait(job, "CANCELLED", "PENDING", "COMPLETED", "FAILED") == "CANCELLED"
-    wait_for(lambda: record(run_of(trial))[-1] == "stopped", 15)
+    wait_for(lambda: record(run_of(trial))[-1] == "stopped", 60)
     assert newest(run_of(trial)) > 0
     assert cluster.show(job)["Restarts"] == "0"
 

@@ -100,7 +100,7 @@ def test_a_run_that_hangs_when_slurm_takes_it_starts_again_at_once(cli: Cli, clu
 def test_at_the_time_limit_it_saves_and_is_queued_again(cli: Cli, cluster: Cluster, trial: Path) -> None:
     run = run_of(trial)
     job = submit(cli, "-N", "1", "--time=10", "--signal=@110", *train("train.steps=100000"))
-    wait_for(lambda: stepping(run), 40)
+    wait_for(lambda: stepping(run), 60)
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")  # 110 s before its end may be now, and soon is
     started_again(cluster, job, run, 90)
     assert newest(run) >= starts(run)[1]["step"] > 0
@@ -116,5 +116,5 @@ def test_starts_that_bring_nothing_come_to_an_end(cli: Cli, cluster: Cluster, tr
         wait_for(lambda attempt=attempt: stepping(run, attempt), 60)
         for pid in processes_with(f"primus.runtime.agents.agent {run}/attempts/{attempt}"):
             os.kill(pid, signal.SIGKILL)
-    assert cluster.wait(job, "FAILED", "COMPLETED", "CANCELLED", seconds=30) == "FAILED"
+    assert cluster.wait(job, "FAILED", "COMPLETED", "CANCELLED", seconds=60) == "FAILED"
     assert "the processes around the ranks died; and 3 starts have brought no newer checkpoint" in log(run)

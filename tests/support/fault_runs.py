@@ -133,7 +133,7 @@ class Run:
         return {int(match[1]) if match else 0: pid for pid, match in nodes.items()}
 
     def wait_for_no_process(self) -> None:
-        wait_for(lambda: not processes_with(f"{self.directory}/attempts/"), 15, "the end of every process")
+        wait_for(lambda: not processes_with(f"{self.directory}/attempts/"), 60, "the end of every process")
 
     def launcher(self) -> int:
         """The process that holds the run's lock."""

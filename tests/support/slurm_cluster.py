@@ -138,7 +138,7 @@ class Cluster:
             _write(self.base)
             _start(self)
         self.run("scancel", "--me", check=False)
-        wait_for(lambda: not self.run("squeue", "-h", "-a", "-o", "%i").strip(), 30, "an empty queue", 0.1)
+        wait_for(lambda: not self.run("squeue", "-h", "-a", "-o", "%i").strip(), 60, "an empty queue", 0.1)
         for name in NODES:
             if self.node_state(name) != "idle":
                 self.run("scontrol", "update", f"nodename={name}", "state=resume", check=False)
@@ -176,7 +176,7 @@ def _start(cluster: Cluster) -> None:
         "munged", "munged", "--foreground", "--force", f"--socket={base}/munge.socket", f"--key-file={base}/munge.key",
         f"--pid-file={base}/munged.pid", f"--seed-file={base}/munged.seed", f"--log-file={base}/munged.log",
     )  # fmt: skip
-    wait_for((base / "munge.socket").exists, 10, "munged's socket")
+    wait_for((base / "munge.socket").exists, 60, "munged's socket")
     cluster._spawn("slurmctld", "slurmctld", "-D", "-c")
     for name in NODES:
         (base / "spool" / name).mkdir(parents=True)
@@ -188,7 +188,7 @@ def _start(cluster: Cluster) -> None:
                 unavailable(f"{name} does not run here: {(base / f'{name}.out').read_text(errors='replace')[-500:]}")
         return all(cluster.node_state(name) == "idle" for name in NODES)
 
-    wait_for(up, 30, "Slurm's start", 0.1)
+    wait_for(up, 60, "Slurm's start", 0.1)
 
 
 def _stop(cluster: Cluster) -> None:
