@@ -126,8 +126,8 @@ def _share(directory: JobDirectory, start: Start, node: Node, interrupts: Interr
     job = Job(start.planned(directory), place, directory.argv(), places.container)
     gang = Gang(start.announce, owner, interrupts)
     code = train(job, gang)
-    # an agent that died took its ranks with it, none of which had failed by itself; those of other nodes failed for that
-    broken = code == 1 and gang.outcome is not None and (not gang.outcome.failures or gang.outcome.followed)
+    # an agent that died took its ranks with it, and those of other nodes failed for that
+    broken = code == 1 and gang.outcome is not None and gang.outcome.elsewhere
     return Ending(node.name, RETRYABLE if broken else code, broken)
 
 

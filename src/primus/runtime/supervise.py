@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from primus.backends import registry
 from primus.errors import LaunchError, PrimusError
 from primus.events.bus import Bus
 from primus.events.follow import Follower
@@ -54,8 +55,8 @@ class Outcome:
     signal: int = 0
     verdict: str = ""
     """Why the agent starts nothing again, when it says so."""
-    followed: bool = False
-    """Whether it ended because another node's launcher had given up, not by what failed here."""
+    elsewhere: bool = False
+    """Whether no rank of this node failed: its agent died, or was ended because another node had given up."""
     agent: str = ""
     """When the agent itself failed: how it ended and its last words."""
 
@@ -169,7 +170,7 @@ class Supervisor:
             if asked and not self.training and now - since > UNSTARTED_SECONDS:
                 agent.kill()  # it still imports, or waits for other nodes: there is nothing to save
             if self.other_failed and now - self.other_failed > OTHER_NODE_SECONDS:
-                self.outcome.followed = True
+                self.outcome.elsewhere = True
                 agent.kill()
             self._let_go_on(agent, now)
             if now - heard > self.patience.limit:
@@ -255,6 +256,10 @@ class Supervisor:
             )
         agent.send_signal(signal.SIGUSR2)
 
+    def _is_here(self, failure: Failure) -> bool:
+        one = registry.get(self.plan.experiment.backend).processes == "per_node"
+        return bool(failure["rank"] // (1 if one else self.plan.topology.nproc_per_node) == self.node)
+
     def _emit(self, event: Event) -> None:
         try:
             with Bus(self.attempt.directory, f"launcher{self.node}") as bus:
@@ -266,6 +271,7 @@ class Supervisor:
         outcome = self.outcome
         outcome.signal = interrupts.first
         outcome.failures = outcome.failures or self.earlier
+        outcome.elsewhere |= not any(self._is_here(failure) for failure in outcome.failures)
         if self.plan.topology.replica_groups > 1 and code == 0:
             outcome.failures.clear()  # of groups without which the others have gone on
         if self.ended == "complete" and not outcome.failures:
