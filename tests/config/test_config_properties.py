@@ -155,7 +155,8 @@ def test_any_override_is_taken_or_refused_politely(override: str, minimal: str, 
 def example(key: Key) -> Any:
     """A value that `key` takes, other than its default where it can be."""
     kind, metadata = alternatives(key.field.annotation)[-1]
-    worded = {"name": "x1", "resilience.hang_timeout": "7m", "resilience.restart_window": "7m"}
+    durations = dict.fromkeys(("hang_timeout", "start_timeout", "restart_window"), "7m")
+    worded = {"name": "x1"} | {f"resilience.{key}": value for key, value in durations.items()}
     if key.dotted in worded or any(isinstance(item, Words) for item in metadata):
         return worded[key.dotted]
     origin, arguments = get_origin(kind), get_args(kind)

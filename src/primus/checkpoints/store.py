@@ -202,10 +202,10 @@ def _remove(directory: Path) -> None:
     if not directory.exists():
         return
     manifest = directory / MANIFEST
-    if manifest.is_file():
-        manifest.unlink(missing_ok=True)
-        sync_directory(directory)
     try:
+        if manifest.is_file():
+            manifest.unlink(missing_ok=True)
+            sync_directory(directory)
         shutil.rmtree(directory)
     except FileNotFoundError:  # another process prunes the same directory
         shutil.rmtree(directory, ignore_errors=True)
