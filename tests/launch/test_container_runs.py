@@ -199,7 +199,7 @@ def test_two_nodes_of_a_slurm_job_train_in_containers(cli: Cli, docker: Docker, 
     assert submitted[0] == "sbatch"
     assert "--network host" in " ".join(first)
     assert "geheim" not in shown.stdout
-    process = cli.start("slurm", "srun", "-N2", "--", *inner, **PLAIN)
+    process = cli.start("slurm", "srun", "-N2", "--", *inner, **PLAIN | {"COUNTING_STEP_SECONDS": "0.05"})
     wait_for(lambda: steps(trial) > 2, 100)
     assert len(labelled(docker, trial)) == 2
     assert not {pid: line for pid, line in processes_with("geheim").items() if pid != process.pid}
