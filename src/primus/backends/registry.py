@@ -9,6 +9,7 @@ from primus.errors import ConfigError, EnvironmentFault
 
 if TYPE_CHECKING:
     from primus.backends.base import Backend
+    from primus.plan.plan import Plan
 
 GROUP = "primus.backends"
 BUILT_IN = {
@@ -49,3 +50,9 @@ def get(name: str) -> Backend:
         ) from error
     backend: Backend = factory()
     return backend
+
+
+def ranks_per_node(plan: Plan) -> int:
+    """The processes that the plan's backend has on a node: one a device, or one for all of the node's."""
+    one = get(plan.experiment.backend).processes == "per_node"
+    return 1 if one else plan.topology.nproc_per_node

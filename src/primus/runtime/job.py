@@ -69,7 +69,7 @@ class Job:
             place,
             python=python,
             attempt=attempt.directory,
-            nproc=1 if processes == "per_node" else plan.topology.nproc_per_node,
+            nproc=registry.ranks_per_node(plan),
             processes="torchrun" if processes == "torchrun" else "plain",
             max_restarts=resilience.max_restarts,
             restart_window=seconds(resilience.restart_window),

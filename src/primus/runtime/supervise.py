@@ -257,8 +257,7 @@ class Supervisor:
         agent.send_signal(signal.SIGUSR2)
 
     def _is_here(self, failure: Failure) -> bool:
-        one = registry.get(self.plan.experiment.backend).processes == "per_node"
-        return bool(failure["rank"] // (1 if one else self.plan.topology.nproc_per_node) == self.node)
+        return bool(failure["rank"] // registry.ranks_per_node(self.plan) == self.node)
 
     def _emit(self, event: Event) -> None:
         try:
