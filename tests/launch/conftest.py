@@ -15,5 +15,5 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
 
 
 @pytest.fixture(scope="session")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    yield from podman_engine(tmp_path_factory.mktemp("podman"))
+def podman() -> Iterator[Engine]:
+    yield from podman_engine()

@@ -36,7 +36,8 @@ def dataset(root: Path) -> Path:
 @pytest.fixture(scope="module")
 def ran(root: Path, dataset: Path, request: pytest.FixtureRequest) -> dict[Key, Ran]:
     """Those that were asked for, and all in one process."""
-    asked = {item.callspec.params.get("key") for item in request.session.items if hasattr(item, "callspec")}
+    mine = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    asked = {item.callspec.params.get("key") for item in mine}
     wanted = [key for key in parity.tested() if key in asked or key[2] == ALONE]
     return parity.run(wanted, root, dataset)
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,11 +153,13 @@ def _answers(docker: Docker, daemon: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def podman(directory: Path) -> Iterator[Podman]:
-    """Podman with storage of its own in `directory` and IMAGE in it. It has no daemon."""
+def podman() -> Iterator[Podman]:
+    """Podman with storage of its own and IMAGE in it. It has no daemon."""
     if os.getuid() != 0:
         unavailable("podman's settings here are root's")
     need(["podman", "runc", "catatonit", "conmon", "mmdebstrap"], ["podman", "runc", "conmon", "mmdebstrap"])
+    # short: what podman leaves behind to remove an ended container refuses a runroot of more than 50 characters
+    directory = Path(tempfile.mkdtemp(prefix="primus-podman-"))
     settings, storage = directory / "containers.conf", directory / "storage.conf"
     # the engine's own limits are more than a machine that is itself a container or a small virtual one may set
     settings.write_text(
