@@ -64,7 +64,7 @@ def test_nodes_that_do_not_see_each_other_are_named(tmp_path: Path) -> None:
 
 def test_clocks_that_are_apart_are_said() -> None:
     seen = {0: {"node": "n1", "skew": -0.5}, 1: {"node": "n2", "skew": 11.6}}
-    assert clocks(seen).startswith("the clocks of n2 and n1 are 12 s apart")
+    assert clocks(seen).startswith("the clocks of n2 and n1 are 12.1 s apart")
     assert clocks({0: {"node": "n1", "skew": 100.0}, 1: {"node": "n2", "skew": 101.0}}) == ""
 
 

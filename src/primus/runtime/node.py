@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from primus.config.report import show
 from primus.errors import LaunchError, PrimusError
+from primus.events import units
 from primus.launch import slurm_client
 from primus.runtime.job import Job
 from primus.runtime.jobs import Ending, JobDirectory, Start
@@ -189,7 +190,8 @@ def clocks(seen: Mapping[int, Mapping[str, Any]]) -> str:
     ahead, behind = max(skews, key=lambda name: skews[name]), min(skews, key=lambda name: skews[name])
     if (apart := skews[ahead] - skews[behind]) <= CLOCK_SECONDS:
         return ""
-    return f"the clocks of {ahead} and {behind} are {apart:.0f} s apart; times of events of different nodes mislead"
+    said = f"the clocks of {ahead} and {behind} are {units.duration(apart)} apart"
+    return f"{said}; times of events of different nodes mislead"
 
 
 def _beat(start: Start, rank: int) -> None:
