@@ -84,7 +84,7 @@ def test_an_image_without_anything(refused: Refused) -> None:
 def test_mounts_and_devices_that_are_not_there(refused: Refused, tmp_path: Path) -> None:
     said = refused("--image", IMAGE, "--volume", f"{tmp_path}/no:/no", "--device", "/dev/no", "--gpus", "amd")
     assert f"{tmp_path}/no does not exist" in said
-    assert "this machine has no /dev/no" in said
+    assert "this machine has no /dev/no > correct the path, or leave it out" in said
     assert os.path.exists("/dev/kfd") or "this machine has no /dev/kfd" in said
 
 

@@ -15,6 +15,7 @@ from command_line import Cli, processes_with, wait_for
 from told import look, notices
 
 from primus.home import primus_home
+from primus.runtime.monitoring import PATIENCE_SECONDS
 from primus.runtime.run_directory import RunDirectory
 
 
@@ -64,6 +65,19 @@ def test_it_dies_and_training_goes_on(monitored: Cli, trial: Path, swallowing: i
     assert "monitoring was killed by SIGKILL; training goes on without it; its last words: " in out
     assert "complete: 100 steps" in out
     assert len(told(trial)) == 2
+
+
+def test_an_exporter_that_never_came_up_is_not_waited_for(monitored: Cli, trial: Path) -> None:
+    run = monitored.start(
+        *train("monitor.prometheus.host=203.0.113.1", "train.steps=99999"), COUNTING_STEP_SECONDS="0.1"
+    )
+    wait_for(lambda: run_of(trial).attempts() and told(trial), seconds=120, what="its notice")
+    assert told(trial)[0].startswith("Prometheus: OSError: [Errno 99] cannot listen on 203.0.113.1 port")
+    run.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert time.monotonic() - asked < PATIENCE_SECONDS
 
 
 def test_what_a_dead_store_lacks_is_said_and_sent_later(monitored: Cli, trial: Path, python: str) -> None:

@@ -14,7 +14,7 @@ import click
 from primus.cli import run_jobs
 from primus.cli.run_show import print_run
 from primus.cli.runs import AS_JSON, RUNS_DIR, all_runs, find_run, is_alive, print_json, root_of, table
-from primus.errors import PrimusError, UsageError
+from primus.errors import CheckpointError, PrimusError, UsageError
 
 if TYPE_CHECKING:
     from primus.events.history import RunHistory
@@ -95,7 +95,12 @@ def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
 
     run = find_run(name, runs_dir)
     history = read_run(run, alive=is_alive(run))
-    entries, left_out = store.entries(run), skipped.read(run)
+    entries, damage = store.entries(run), ""
+    left_out: list[skipped.Skipped] = []
+    try:
+        left_out = skipped.read(run)
+    except CheckpointError as error:  # what else is known of the run is shown all the same
+        damage = f"{error.problems[0].message} ({error.problems[0].where})"
     if as_json:
         print_json(
             _brief(history)
@@ -112,7 +117,7 @@ def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
                     for attempt in history.attempts
                 ],
                 "checkpoints": [{"step": e.step, "state": e.state, "directory": str(e.directory)} for e in entries],
-                "skipped": [asdict(entry) for entry in left_out],
+                "skipped": None if damage else [asdict(entry) for entry in left_out],
                 "notices": history.notices,
                 "failures": history.failures,
                 "garbled_lines": history.garbled,
@@ -120,7 +125,9 @@ def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
         )
         return
     lines = facts(history)
-    if left_out:
+    if damage:
+        lines["left out"] = f"unknown: {damage}"
+    elif left_out:
         samples, last = units.plural(sum(entry.count for entry in left_out), "sample"), left_out[-1]
         lines["left out"] = f"{samples}, the last for step {last.step:,}: {last.reason[:500]}"
     print_run(history, lines, [f"{entry.step:,} ({entry.state})" for entry in entries])

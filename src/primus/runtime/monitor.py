@@ -30,6 +30,8 @@ from primus.events.monitor.wandb import WandbTracker
 from primus.events.types import Notice
 from primus.plan.plan import Plan
 
+UNREMEMBERED_SECONDS = 0.5
+"""What a receiver gets after the run that nobody asks any more then."""
 NICENESS = 10
 TAIL_BYTES = 1 << 16
 
@@ -68,11 +70,12 @@ def follow(attempt: Path, *, patience: float, late: bool) -> None:
             forwarder.start()
         while os.read(sys.stdin.fileno(), 1024):
             pass
-        deadline = time.monotonic() + patience
+        ended = time.monotonic()
         for forwarder in forwarders:
             forwarder.end()
         for forwarder in forwarders:
-            if not forwarder.finished(deadline):
+            remembers = isinstance(forwarder.receiver, Tracker)
+            if not forwarder.finished(ended + (patience if remembers else UNREMEMBERED_SECONDS)):
                 notice(f"{forwarder.receiver.title}: {_missing(forwarder, attempt, patience)}")
 
 

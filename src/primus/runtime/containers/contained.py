@@ -152,9 +152,10 @@ def _check_paths(container: Container, plan: Plan) -> None:
         if not os.path.exists(mount.source)
     ]
     gpus = AMD_DEVICES if gpus_of(container, plan) == "amd" else ()
-    problems += [
-        Problem("--device" if device in container.devices else "--gpus", f"this machine has no {device}")
-        for device in engines.missing_devices((*container.devices, *gpus))
-    ]
+    for device in engines.missing_devices((*container.devices, *gpus)):
+        flag, remedy = "--gpus", "load AMD's driver (modprobe amdgpu), or train on the CPU: --gpus none, hardware/cpu"
+        if device in container.devices:
+            flag, remedy = "--device", "correct the path, or leave it out"
+        problems.append(Problem(flag, f"this machine has no {device}", remedy))
     if problems:
         raise LaunchError(problems=problems)
