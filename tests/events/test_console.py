@@ -84,7 +84,7 @@ def test_every_other_event_has_its_line() -> None:
         "attempt 3 continues after step 40: 2 devices (cpu), 1.05 M parameters",
         "step 50 is damaged; step 40 is used",
         "step 50: validation loss 3.2500 in 1.50 s",
-        "step 50: checkpoint of 12.0 MiB saved in 0.40 s, training paused 0.05 s",
+        "step 50: checkpoint of 12.0 MiB saved in 0.40 s, paused 0.05 s",
         "step 12: profile written",
         "rank 1 on n7 failed at step 51: RuntimeError: lost",
         "step 60/100  loss 2.5000  validation 3.2500  lr 3.00e-04  2,000 tokens/s  memory 3.00 GiB  MFU 38.2 %"

@@ -152,9 +152,7 @@ class Console:
             return f"step {step:,}: validation loss {units.loss(record['loss'])} in {units.duration(record['seconds'])}"
         if kind == "checkpoint_saved":
             took, blocked = units.duration(record["seconds"]), units.duration(record["blocked_seconds"])
-            return (
-                f"step {step:,}: checkpoint of {units.size(record['bytes'])} saved in {took}, training paused {blocked}"
-            )
+            return f"step {step:,}: checkpoint of {units.size(record['bytes'])} saved in {took}, paused {blocked}"
         if kind == "notice":
             return self._notice(record)
         if kind == "rank_failed":

@@ -29,6 +29,7 @@ from types import FrameType
 from primus.events import units
 from primus.events.bus import Bus
 from primus.events.types import Notice, RankFailed, RanksStarted
+from primus.runtime.agents import stacks
 from primus.runtime.agents.restarts import LastStep, Restarts
 from primus.runtime.processes import (
     FINAL,
@@ -163,7 +164,7 @@ class Reporter:
         step = self.last_step.read()
         refusal = self.restarts.refuse(step)
         if refusal is None:
-            what = "the run hung" if hung else f"rank {', '.join(map(str, sorted(codes)[:8]))} failed"
+            what = "the run hung" if hung else f"{stacks.named(sorted(codes))} failed"
             left = units.plural(self.restarts.left, "further restart")
             self.bus.emit(Notice(message=f"{what}: the processes are started again, {left} allowed", step=step))
         elif refusal:

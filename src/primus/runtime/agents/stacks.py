@@ -157,5 +157,10 @@ def _kernel(rank: Rank) -> str:
 
 
 def _named(ranks: Sequence[Rank]) -> str:
-    numbers = ", ".join(str(rank.number) for rank in ranks[:8]) + (" ..." if len(ranks) > 8 else "")
-    return f"rank {numbers}" if len(ranks) == 1 else f"ranks {numbers}"
+    return named([rank.number for rank in ranks])
+
+
+def named(numbers: Sequence[int]) -> str:
+    """``rank 3``, ``ranks 0, 1``; of many the first eight."""
+    first = ", ".join(map(str, numbers[:8])) + (" ..." if len(numbers) > 8 else "")
+    return f"rank {first}" if len(numbers) == 1 else f"ranks {first}"
