@@ -20,6 +20,8 @@ from regression import BATCH, STEPS, Run, plan
 import primus
 from primus.checkpoints import skipped, store
 from primus.errors import AnomalyError, CheckpointError
+from primus.events.bus import Bus
+from primus.events.history import read_run
 from primus.events.types import Event, Notice
 
 SKIP, BACK = ({"resilience__anomaly": policy} for policy in ("skip_step", "rollback"))
@@ -55,6 +57,23 @@ def test_the_run_is_the_one_without_the_batches(policy: dict[str, Any], bad: tup
     assert run.losses == without(tmp_path, *bad)
     newest = store.complete(tmp_path / "run")[0]
     assert newest.consumed_samples == (STEPS + len([batch for batch in bad if batch < STEPS + len(bad)])) * BATCH
+
+
+@pytest.mark.parametrize("last", [4, STEPS])
+def test_no_validation_is_lost_where_a_run_is_stopped(last: int, tmp_path: Path) -> None:
+    whole = Run(plan(tmp_path / "whole", eval__interval=4, data__validation=0.1))
+    whole.go()
+    expected = {event.step: event.loss for event in whole.of("eval_done")}
+    assert list(expected) == [0, 4, 8, STEPS]
+    made = plan(tmp_path / "run", eval__interval=4, data__validation=0.1)
+    with Bus(tmp_path / "run" / "attempts" / "1", "rank0") as bus:
+        first = Run(made, hear=bus.emit, stop=lambda: len(first.losses) >= last - 1)
+        assert first.go().reason == ("complete" if last == STEPS else "stopped")
+    with Bus(tmp_path / "run" / "attempts" / "2", "rank0") as bus:
+        run = Run(made, attempt=2, hear=bus.emit)
+        run.go()
+    assert {record["step"]: record["loss"] for record in read_run(tmp_path / "run").evals} == expected
+    assert len(run.of("eval_done")) == (0 if last == STEPS else 3), "what was validated is not validated again"
 
 
 def test_an_infinite_loss_is_an_anomaly(tmp_path: Path) -> None:

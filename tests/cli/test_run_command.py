@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -124,6 +125,9 @@ def test_show_says_what_training_leaves_out(root: Path, capsys) -> None:
         assert "last training loss" in shown
         assert primus_cli(["run", "show", "spoilt", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["skipped"] is None
+    (run / "checkpoints").symlink_to(root / "unmounted")
+    assert primus_cli(["run", "show", "spoilt"]) == 0
+    assert re.search("checkpoints +unknown: ", capsys.readouterr().out)
 
 
 def test_json_stays_json_when_a_loss_is_not_a_number(root: Path, capsys) -> None:

@@ -172,7 +172,7 @@ def test_processes_restarted_within_an_attempt(tmp_path: Path) -> None:
     [
         ([ended(1500, "complete", 3)], "complete"),
         ([ended(1500, "stopped", 3)], "stopped"),
-        ([failed(1400)], "failed"),
+        ([failed(1400), ended(1500, "failed", 3, "launcher")], "failed"),
         ([ended(1500, "complete", 3), failed(1501)], "failed"),
         ([ended(1500, "stopped", 3), ended(1502, "failed", 3, "launcher")], "failed"),
         ([ended(1500, "banana", 3)], "unknown"),
@@ -186,6 +186,42 @@ def test_the_status_is_the_worst_of_what_the_last_attempt_said(tmp_path: Path, r
     os.utime(tmp_path / "attempts/1/events-rank0.jsonl", (time.time() - 3600,) * 2)
     assert read_run(tmp_path).status == status
     assert read_run(tmp_path, alive=True).status == ("running" if status == "unknown" else status)
+
+
+def test_a_run_whose_launcher_mends_a_failure_is_running(tmp_path: Path) -> None:
+    path = write(tmp_path, 1, [started(1000), step(3), failed(1400)])
+    os.utime(path, (time.time() - 3600,) * 2)
+    assert read_run(tmp_path).status == "failed"
+    assert read_run(tmp_path, alive=True).status == "running"
+
+
+def test_replica_groups_train_on_beside_one_that_starts_again(tmp_path: Path) -> None:
+    def begun(at: float, node: int, restart: int) -> Record:
+        where = {"node": "here", "node_rank": node, "first_rank": node, "last_rank": node, "restart": restart}
+        return {"event": "ranks_started", "time": at, "writer": f"node{node}", **where}
+
+    write(tmp_path, 1, [started(1000), *(step(number) for number in range(1, 60))])
+    write(tmp_path, 1, [begun(990, 0, 0)], "node0")
+    write(tmp_path, 1, [begun(991, 1, 0), failed(1020), begun(1021, 1, 1)], "node1")
+    history = read_run(tmp_path, alive=False)
+    assert (history.status, history.attempts[-1].starts[0].end) == ("unknown", None)
+
+
+def test_a_file_system_that_is_away_in_the_middle_of_a_file_costs_no_record(tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path, 1, [started(1000), *(step(number) for number in range(1, 12_001))])
+    read, calls = os.pread, []
+
+    def away_once(*arguments: int) -> bytes:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        return read(*arguments)
+
+    monkeypatch.setattr(os, "pread", away_once)
+    with Follower(tmp_path / "attempts" / "1") as follower:
+        assert follower.poll() == []
+        assert [record.get("step", 0) for record in follower.poll()] == list(range(12_001))
+        assert follower.garbled == 0
 
 
 def test_a_run_without_an_end_runs_while_its_files_grow(tmp_path: Path) -> None:

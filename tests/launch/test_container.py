@@ -209,6 +209,8 @@ def test_all_wrong_flags_at_once() -> None:
         (["--env=WANDB_API_KEY=x\ny"], ["--env=WANDB_API_KEY"]),
         (["--env", "NCCL_DEBUG=x"], ["--env", "NCCL_DEBUG=x"]),
         (["--config", "MY_TOKEN=x"], ["--config", "MY_TOKEN=x"]),
+        (["--env", "MLFLOW_TRACKING_URI=https://me:pw@host"], ["--env", "MLFLOW_TRACKING_URI"]),
+        (["--env", "GIT=ssh://git@host:22/x"], ["--env", "GIT=ssh://git@host:22/x"]),
     ],
 )
 def test_masked(given_words: list[str], shown: list[str]) -> None:

@@ -152,6 +152,7 @@ def test_planning_imports_no_heavy_library(tmp_path: Path) -> None:
         ([], {"workflow": "rl"}, "torchtitan has no workflow 'rl'"),
         (["env.HF_TOKEN=abc"], {}, "env.HF_TOKEN looks like a secret"),
         (["env.AWS_SECRET_ACCESS=abc"], {}, "env.AWS_SECRET_ACCESS looks like a secret"),
+        (["env.STORE=https://me:pw@host/x"], {}, "env.STORE looks like a secret"),
         (["parallel.expert=3", "train.global_batch_size=9"], {**MIXTURE, "nproc": 3}, "does not divide 8 experts"),
         (["moe.balance=aux_loss"], MIXTURE, "moe.balance: aux_loss cannot be honoured by torchtitan"),
         (["model.num_key_value_heads=2"], MIXTURE, "latent attention has one for each of 4 query heads"),

@@ -101,7 +101,7 @@ class Regression:
         return float(np.mean(error**2)), 2 * inputs.T @ error / self._batch
 
     def validation(self) -> tuple[float, float] | None:
-        return None
+        return float(np.sum((self.weights - 1) ** 2)), 1.0
 
     def shorten_timeouts(self) -> None:
         pass

@@ -18,6 +18,7 @@ from primus.backends.checkpointing import RunCheckpoints
 from primus.backends.profiling import Profiling, Tracer
 from primus.checkpoints import skipped
 from primus.errors import AnomalyError
+from primus.events.history import was_validated
 from primus.events.types import EvalDone, Notice, RunStarted, StepDone
 from primus.numerics.schedule import learning_rate
 from primus.plan.plan import Plan
@@ -120,7 +121,7 @@ class Loop:
         else:
             self.step, self.consumed = resumed.step, resumed.consumed_samples
         self._announce(None if resumed is None else resumed.step)
-        if resumed is None:
+        if resumed is None or self._owed():
             self._validate()
         first = self.session.world_size > 1
         stopped = False
@@ -138,11 +139,25 @@ class Loop:
                 if first:
                     engine.shorten_timeouts()
                     first = False
-                if not stopped and (self.step == steps or self.step % self.plan.experiment.eval.interval == 0):
+                if not stopped and self._validates():
                     self._validate()
         checkpoints.finish()
         self._save_last()
+        if stopped and self.step == steps:  # nobody would come back to it
+            self._validate()
         return Result("stopped" if self.step < steps else "complete", self.step)
+
+    def _validates(self) -> bool:
+        """Whether a validation belongs to the step that was reached."""
+        experiment = self.plan.experiment
+        due = self.step == experiment.train.steps or self.step % experiment.eval.interval == 0
+        return due and experiment.data.validation is not None
+
+    def _owed(self) -> bool:
+        """Whether the run was ended between the step it resumes from and the validation there."""
+        return self._validates() and self.engine.checkpoints.on_first_rank(
+            lambda: not was_validated(self.session.run_directory, self.step)
+        )
 
     def _save_last(self) -> None:
         if self.engine.checkpoints.saved_step != self.step:

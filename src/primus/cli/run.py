@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +19,8 @@ from primus.errors import CheckpointError, PrimusError, UsageError
 
 if TYPE_CHECKING:
     from primus.events.history import RunHistory
+
+T = TypeVar("T")
 
 TAIL = 1 << 20
 FOLLOW_SECONDS = 0.3
@@ -82,6 +85,14 @@ def _row(row: dict[str, Any], units: Any) -> list[str]:
     return [row["name"], row["status"], f"{row['step']:,}{total}", *losses, since]
 
 
+def _or_why(read: Callable[[], list[T]]) -> tuple[list[T], str]:
+    """What `read` returns, or why it cannot be told: what else is known of a run is shown all the same."""
+    try:
+        return read(), ""
+    except CheckpointError as error:
+        return [], f"unknown: {error.problems[0].message} ({error.problems[0].where})"
+
+
 @command.command(help="One run: figures, attempts, goodput, checkpoints, notices, and why it failed.")
 @click.argument("name")
 @RUNS_DIR
@@ -95,12 +106,8 @@ def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
 
     run = find_run(name, runs_dir)
     history = read_run(run, alive=is_alive(run))
-    entries, damage = store.entries(run), ""
-    left_out: list[skipped.Skipped] = []
-    try:
-        left_out = skipped.read(run)
-    except CheckpointError as error:  # what else is known of the run is shown all the same
-        damage = f"{error.problems[0].message} ({error.problems[0].where})"
+    entries, unreadable = _or_why(lambda: store.entries(run))
+    left_out, damage = _or_why(lambda: skipped.read(run))
     if as_json:
         print_json(
             _brief(history)
@@ -116,7 +123,9 @@ def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
                     asdict(attempt) | {"seconds": attempt.seconds, "goodput": as_dict(attempt.goodput)}
                     for attempt in history.attempts
                 ],
-                "checkpoints": [{"step": e.step, "state": e.state, "directory": str(e.directory)} for e in entries],
+                "checkpoints": None
+                if unreadable
+                else [{"step": e.step, "state": e.state, "directory": str(e.directory)} for e in entries],
                 "skipped": None if damage else [asdict(entry) for entry in left_out],
                 "notices": history.notices,
                 "failures": history.failures,
@@ -126,11 +135,11 @@ def show(name: str, runs_dir: Path | None, as_json: bool) -> None:
         return
     lines = facts(history)
     if damage:
-        lines["left out"] = f"unknown: {damage}"
+        lines["left out"] = damage
     elif left_out:
         samples, last = units.plural(sum(entry.count for entry in left_out), "sample"), left_out[-1]
         lines["left out"] = f"{samples}, the last for step {last.step:,}: {last.reason[:500]}"
-    print_run(history, lines, [f"{entry.step:,} ({entry.state})" for entry in entries])
+    print_run(history, lines, [unreadable] if unreadable else [f"{entry.step:,} ({entry.state})" for entry in entries])
     run_jobs.print_jobs(run)
 
 

@@ -7,17 +7,20 @@ from collections.abc import Mapping, Sequence
 
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|APIKEY|CREDENTIALS?)\Z|(\A|_)KEY\Z|(\A|_)SECRET_", re.IGNORECASE)
 
-_ASSIGNMENT = re.compile(r"(--env=)?([A-Za-z_][A-Za-z0-9_]*)=.*", re.DOTALL)
+_PASSWORD = re.compile(r"://[^\s/@:]*:[^\s/@]+@")
+
+_ASSIGNMENT = re.compile(r"(--env=)?([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 
-def is_secret(name: str) -> bool:
-    """Whether a variable of this name usually holds a secret: ``HF_TOKEN``, ``WANDB_API_KEY``."""
-    return _SECRET.search(name) is not None
+def is_secret(name: str, value: str = "") -> bool:
+    """Whether a variable of this name usually holds a secret, ``HF_TOKEN``, ``WANDB_API_KEY``; or this value does: an
+    address with a password in it."""
+    return _SECRET.search(name) is not None or _PASSWORD.search(value) is not None
 
 
 def parted(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """The variables that may be shown, and those that may not."""
-    shown = {name: value for name, value in variables.items() if not is_secret(name)}
+    shown = {name: value for name, value in variables.items() if not is_secret(name, value)}
     return shown, {name: value for name, value in variables.items() if name not in shown}
 
 
@@ -28,5 +31,5 @@ def masked(argv: Sequence[str]) -> tuple[str, ...]:
     for word in argv:
         match = _ASSIGNMENT.fullmatch(word)
         named = match and (match[1] or shown[-1:] == ["--env"])
-        shown.append(f"{match[1] or ''}{match[2]}" if match and named and is_secret(match[2]) else word)
+        shown.append(f"{match[1] or ''}{match[2]}" if match and named and is_secret(match[2], match[3]) else word)
     return tuple(shown)

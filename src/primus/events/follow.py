@@ -89,16 +89,17 @@ class _Tail:
         if size < self._offset:  # cut off behind our back, e.g. restored from a copy: start again
             self._offset, self._torn = 0, b""
         blocks: list[bytes] = []
-        while self._offset < size and len(blocks) < _BLOCKS_PER_POLL:
-            block = os.pread(self._file, _BLOCK, self._offset)
+        offset = self._offset
+        while offset < size and len(blocks) < _BLOCKS_PER_POLL:
+            block = os.pread(self._file, _BLOCK, offset)
             if not block:
                 break
-            self._offset += len(block)
+            offset += len(block)
             blocks.append(block)
         if not blocks:
             return []
         lines = b"".join([self._torn, *blocks]).split(b"\n")
-        self._torn = lines.pop()
+        self._offset, self._torn = offset, lines.pop()  # not before all was read: a block that fails is read again
         return lines
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from primus.events.causes import root
 from primus.events.goodput import Goodput, Stretch, duration, total
 from primus.events.jsonl import PATTERN, Record
 from primus.events.monitor import WRITER
-from primus.events.starts import Telling, tell
+from primus.events.starts import Telling, notes, tell
 from primus.events.steps import Steps
 
 Status = Literal["running", "complete", "stopped", "failed", "unknown"]
@@ -110,8 +110,16 @@ def read_run(run_directory: Path, *, alive: bool | None = None, tail: int | None
         history.goodput = None
     if alive is None:
         alive = time.time() - newest_change < _ALIVE_SECONDS
-    history.status = _status(history, alive)
+    history.status = _status(history, alive, over=bool(told and told[-1] and told[-1][-1].reasons))
     return history
+
+
+def was_validated(run_directory: Path, step: int) -> bool:
+    """Whether the run's validation loss after `step` is known, or cannot be: nothing is worth less than going on."""
+    try:
+        return any(record["step"] == step for record in read_run(run_directory).evals)
+    except RunDirectoryError:
+        return True
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:
@@ -156,7 +164,7 @@ def _join(history: RunHistory, number: int, read: AttemptFiles, owners: list[_Ro
             for records in by_step.values():
                 _forget(records, points[id(record)])
         if kind == "run_started":
-            attempt.notes = [str(note) for note in record.get("notes") or ()]
+            attempt.notes = notes(record)
         elif kind in kinds:
             kinds[kind].append(record)
         elif kind in by_step:
@@ -215,8 +223,9 @@ def _conclude(
         attempt.reason = end if end in (None, "complete", "stopped") else "failed"
 
 
-def _status(history: RunHistory, alive: bool) -> Status:
+def _status(history: RunHistory, alive: bool, *, over: bool) -> Status:
+    """over: whether anyone said that the run has ended; without that, a living one mends what has failed."""
     reason = history.attempts[-1].reason if history.attempts else None
-    if reason in ("complete", "stopped", "failed"):
+    if reason in ("complete", "stopped", "failed") and (over or not alive):
         return reason  # type: ignore[return-value]
     return "running" if alive else "unknown"

@@ -36,10 +36,14 @@ class Telling:
     reasons: set[str] = field(default_factory=set)
     ended: float = -inf
     """When ranks last said why the run ends, before all time when none did."""
+    joined: float = inf
+    """When ranks were last started again beside others that trained on, after all time when none were."""
 
     def _outlived(self) -> bool:
-        """Whether the run came to its own end after the failures: they were those of replica groups."""
-        return "failed" not in self.reasons and self.ended > max(record["time"] for record in self.failures)
+        """Whether the run went on to its own end, or goes on, after the failures: they were those of replica groups."""
+        going_on = self.stretch is not None and self.stretch.ended > self.joined
+        ended = self.stretch.ended if self.stretch is not None and going_on else self.ended
+        return "failed" not in self.reasons and ended > max(record["time"] for record in self.failures)
 
     def conclude(self, previous: float | None, usual: float | None, *, last: bool) -> None:
         """Sum up, when all is known. previous: when the start before it ended; usual: seconds of a step of the run;
@@ -120,9 +124,15 @@ def _again(before: Telling, record: Record) -> Telling:
     if before.start.restart is None:
         return Telling()
     if not before.failures and not before.reasons:
-        before.start.end, before.start.failure = "anomaly", "; ".join(map(str, record.get("notes") or ()))
+        before.start.end, before.start.failure = "anomaly", "; ".join(notes(record))
         before.start.ended = record["time"]
     return Telling(Start(restart=before.start.restart), before.nodes, before.ranks)
+
+
+def notes(record: Record) -> list[str]:
+    """Of a ``run_started``."""
+    given = record.get("notes")
+    return [str(note) for note in given] if isinstance(given, list) else []
 
 
 def _take_ranks(telling: Telling, record: Record) -> None:
@@ -172,6 +182,8 @@ def _add_far(starts: list[Telling], records: Iterable[Record]) -> None:
         by_time = max(0, bisect_right(began, record["time"]) - 1)
         if kind == "ranks_started":
             now[node] = numbers.get(record["restart"], by_time)
+            if record["restart"] not in numbers:
+                starts[now[node]].joined = record["time"]
             known[node] = (record["first_rank"], record["last_rank"])
             _take_ranks(starts[now[node]], record)
         elif kind == "run_ended":

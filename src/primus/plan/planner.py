@@ -209,8 +209,8 @@ def _value(experiment: Experiment, key: str) -> object:
 
 def _secrets(experiment: Experiment) -> Iterator[Finding]:
     """A plan is a file that many can read: what looks like a secret must not get into it."""
-    for name in sorted(experiment.env):
-        if is_secret(name):
+    for name, value in sorted(experiment.env.items()):
+        if is_secret(name, value):
             yield Finding(
                 f"env.{name}",
                 f"env.{name} looks like a secret; plan.json and reports would show it",

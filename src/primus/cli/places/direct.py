@@ -17,7 +17,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def withheld(name: str, value: str | None) -> str | None:
     """`value`, or None for a secret: that goes on in the environment, where it is not seen, and in nothing that is
     rendered or written."""
-    if value is None or not is_secret(name):
+    if value is None or not is_secret(name, value):
         return value
     os.environ[name] = value
     return None

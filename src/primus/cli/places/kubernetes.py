@@ -216,7 +216,7 @@ class _Flags:
                 if not names.is_subdomain(secret) or not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", key):
                     self._wrong(f"--env {pair}", "is not NAME=secret:SECRET/KEY", f"e.g. --env {name}=secret:hub/token")
                 yield name, SecretRef(secret, key)
-            elif is_secret(name):
+            elif is_secret(name, value):
                 remedy = (
                     f"kubectl create secret generic hub --from-literal=token=..., and --env {name}=secret:hub/token"
                 )
