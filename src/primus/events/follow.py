@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -14,13 +15,15 @@ __all__ = ["Follower", "RunHistory", "read_run"]
 
 _BLOCK = 1 << 20
 _BLOCKS_PER_POLL = 16
+_REOPEN_SECONDS = 1.0
+"""NFS may show a file as it was when it was opened; only opening asks the server (close-to-open consistency, nfs(5))."""
 
 
 class Follower:
     """The live tail of one attempt: every record of every writer, once each.
 
     Files may appear at any time; a line counts once its newline is there. An idle ``poll`` costs one directory
-    listing and one ``fstat`` a file.
+    listing and one ``fstat`` a file, and once a second one ``open``.
     """
 
     def __init__(self, attempt_directory: Path) -> None:
@@ -28,6 +31,7 @@ class Follower:
         self.garbled = 0
         """Complete lines that were no records, so far."""
         self._tails: dict[str, _Tail] = {}
+        self._opened = time.monotonic()
 
     def poll(self) -> list[Record]:
         """The records that came since the last call: a writer's in their order, the writers' merged by time. What
@@ -36,6 +40,10 @@ class Follower:
             names = sorted(n for n in os.listdir(self.directory) if n.startswith("events-") and n.endswith(".jsonl"))
         except OSError:
             return []
+        if time.monotonic() - self._opened > _REOPEN_SECONDS:
+            self._opened = time.monotonic()
+            for tail in self._tails.values():
+                tail.close()
         batches = []
         for name in names:
             tail = self._tails.setdefault(name, _Tail(self.directory / name))
