@@ -16,7 +16,7 @@ __all__ = ["Follower", "RunHistory", "read_run"]
 _BLOCK = 1 << 20
 _BLOCKS_PER_POLL = 16
 _REOPEN_SECONDS = 1.0
-"""NFS may show a file as it was when it was opened; only opening asks the server (close-to-open consistency, nfs(5))."""
+"""NFS may show a file as it was when it was opened: it is opening that asks the server (close-to-open, nfs(5))."""
 
 
 class Follower:
