@@ -53,6 +53,12 @@ def test_a_resumed_attempt_takes_the_place_of_what_it_repeats(tmp_path: Path) ->
     assert scalars(tmp_path, "train/balance")[-1] == (9, 0.125)
 
 
+def test_a_run_that_begins_again_from_nothing_keeps_one_curve(tmp_path: Path) -> None:
+    attempt(tmp_path, 1, first=0, last=3, resumed_from=None, loss=4.0)
+    attempt(tmp_path, 2, first=1, last=2, resumed_from=None, loss=2.0)
+    assert scalars(tmp_path, "train/loss") == [(1, 2.0), (2, 2.0)]
+
+
 def test_neither_tensorflow_nor_torch_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from primus.events.sinks import SinkContext\n"

@@ -16,6 +16,8 @@ from primus.events.monitor import WRITER, forwarder
 from primus.events.monitor.forwarder import Forwarder, Off, Refused
 from primus.events.monitor.redact import redacted
 from primus.events.monitor.tracker import Mark, Tracker, parameters
+from primus.events.monitor.wandb import WandbTracker
+from primus.runtime.monitor import _missing
 from primus.runtime.run_directory import Attempt
 
 
@@ -93,6 +95,19 @@ def test_what_fails_comes_again_and_people_are_told_once(attempt: Attempt) -> No
     ]
 
 
+def test_nothing_is_missing_is_not_said_of_what_was_refused(attempt: Attempt) -> None:
+    faults: list[Exception] = [Refused("that name is not allowed"), OSError("away"), OSError("away")]
+
+    def fail() -> None:
+        raise faults.pop()
+
+    tell(attempt, started(1))
+    made, told = forward(attempt, Listener(fail))
+    made.end()
+    assert made.finished(time.monotonic() + 20)
+    assert told[2:] == ["Listener: that name is not allowed", "Listener: gets on again"]
+
+
 def test_one_that_never_answers_is_not_awaited(attempt: Attempt) -> None:
     never = threading.Event()
     tell(attempt, started(1), step(1))
@@ -133,10 +148,23 @@ def test_a_mark_lets_each_step_through_once() -> None:
     assert new(1, 2.0, "eval_done", 0)
     assert [new(1, 3.0 + n, "step_done", n) for n in (1, 2, 3)] == [True] * 3
     assert new(1, 7.0, "eval_done", 3)
-    assert not new(1, 7.0, "checkpoint_saved", 3)  # known: of the same time
+    assert not new(1, 1e6, "ranks_started")  # another node's, whose clock is days ahead
+    assert [new(1, 7.0, "checkpoint_saved", 3) for _ in range(2)] == [True, False]
+    assert [new(1, 8.0, "run_started") for _ in range(2)] == [True, False]
     assert new(2, 5.0, "run_started")  # the clock went back, the attempt did not
     assert [new(2, 6.0 + n, "step_done", n) for n in (3, 4)] == [False, True]
     assert not new(2, 11.0, "eval_done", 3)
+    assert (mark.attempt, mark.step, mark.evaluation, mark.checkpoint) == (2, 4, 3, 3)
+
+
+def test_wandb_that_never_came_up_has_no_files_to_send(attempt: Attempt, tmp_path: Path) -> None:
+    """And the run is no further than an earlier attempt had sent."""
+    tell(attempt, started(1), step(1))
+    tracker = WandbTracker(planned(tmp_path, "monitor.wandb={}"), 1)
+    tracker.path.parent.mkdir()
+    tracker.mark.step = 8
+    unmade = Forwarder(tracker, attempt.directory.parents[1], 1, print)
+    assert _missing(unmade, attempt.directory, 5.0).startswith("the end of the run did not arrive (it did not finish")
 
 
 class Told(Tracker):
@@ -184,6 +212,8 @@ def test_a_tracker_remembers_what_it_has(tmp_path: Path) -> None:
     assert again.endings == [None]
     again.path.write_text('{"id": 3}')
     assert Told(plan, 3).mark == Mark()
+    again.path.write_text('{"id": "one", "time": 3}')  # as an older version wrote it
+    assert Told(plan, 3).mark == Mark("one", time=3)
     again.path.write_text("[")
     assert Told(plan, 3).mark == Mark()
 

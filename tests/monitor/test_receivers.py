@@ -281,3 +281,43 @@ def test_wandb_that_does_not_answer_is_written_to_files(python: str, tmp_path: P
     assert done.stdout.startswith("offline: ")
     (file,) = attempt.directory.parents[1].glob("monitor/wandb/offline-run-*/run-*.wandb")
     assert [record["type"] for record in wandb_records(python, file)].count("exit") == 1
+
+
+INTERRUPTED = """
+import json, sys
+from pathlib import Path
+from primus.events.monitor.mlflow import MLflowTracker
+from primus.plan.plan import Plan
+plan = Plan.load(Path(sys.argv[1]))
+Path(plan.run_directory, "monitor").mkdir()
+tracker = MLflowTracker(plan, 1)
+given = {**{f"key{n}": "1" for n in range(250)}, "a//b": "no name for MLflow"}
+tracker._parameters = lambda: given
+log = tracker._log
+
+def cut(*arguments, **more):
+    log(*arguments, **more)
+    tracker._log = log
+    raise ConnectionError("after the first hundred")
+
+tracker._log = cut
+try:
+    tracker.open()
+except ConnectionError:
+    line = tracker.open()
+runs = [run for e in tracker._client.search_experiments() for run in tracker._client.search_runs([e.experiment_id])]
+print(json.dumps([line, tracker.mark.id, [[r.info.run_id, sorted(r.data.params), sorted(r.data.tags)] for r in runs]]))
+"""
+
+
+def test_mlflow_that_fails_and_refuses_while_it_opens_makes_one_run(python: str, tmp_path: Path) -> None:
+    attempt = begin(planned(tmp_path, f"monitor.mlflow.uri={tmp_path.as_uri()}/store"))
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [python, "-P", "-c", INTERRUPTED, str(attempt.plan)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    line, identity, ((found, parameters, tags),) = json.loads(done.stdout)
+    assert found == identity
+    assert "; some parameters were refused: Invalid" in line
+    assert parameters == sorted(f"key{n}" for n in range(200))  # the last portion holds the one that is refused
+    assert not [tag for tag in tags if tag.startswith("primus.attempt")]

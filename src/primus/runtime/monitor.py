@@ -83,9 +83,9 @@ def _missing(forwarder: Forwarder, attempt: Path, patience: float) -> str:
     """What a receiver did not get, and how it gets it."""
     newest, receiver = _newest_step(attempt), forwarder.receiver
     why = forwarder.trouble or f"it did not finish in {patience:g} s"
-    if isinstance(receiver, WandbTracker) and receiver.mark.step >= newest > 0:
+    if isinstance(receiver, WandbTracker) and receiver.mark.step >= newest > 0 and (sending := receiver.sending):
         receiver.settle()  # all of it is in its files
-        return f"not everything was sent ({why}); send the rest: {receiver.sending}"
+        return f"not everything was sent ({why}); send the rest: {sending}"
     if not isinstance(receiver, Tracker):
         return why
     reached = receiver.mark.step

@@ -114,7 +114,7 @@ class Forwarder:
         self._finished.set()
 
     def _follow(self) -> None:
-        self._persist(lambda: self._notice(self.receiver.open()))
+        self._persist(lambda: self._notice(self.receiver.open()), again="")  # its line says that it gets on
         stream = Stream(self._run_directory, min(self.receiver.first_attempt, self._attempt), self._attempt)
         while True:
             last = self._ending.is_set()  # read before the files, so that none of it is missed
@@ -130,8 +130,9 @@ class Forwarder:
         if self.refused > 1:
             self._notice(f"did not take figures {self.refused:,} times in all")
 
-    def _persist(self, act: Callable[[], None]) -> None:
-        """Do it, however often that has to be tried. What succeeds at the second try is not worth a word."""
+    def _persist(self, act: Callable[[], None], *, again: str = "gets on again") -> None:
+        """Do it, however often that has to be tried. What succeeds at the second try is not worth a word. again: what
+        is said when more were needed."""
         tries, wait = 0, 1.0
         while True:
             try:
@@ -152,8 +153,8 @@ class Forwarder:
             if self._ending.wait(wait):
                 time.sleep(1.0)
             wait = min(2 * wait, LONGEST_WAIT)
-        if tries > 1:
-            self._notice("gets on again; nothing is missing")
+        if tries > 1 and again:
+            self._notice(again if self.refused else f"{again}; nothing is missing")
         self.trouble = ""
 
 

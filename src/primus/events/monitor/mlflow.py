@@ -52,34 +52,31 @@ class MLflowTracker(Tracker):
 
         self._client = MlflowClient(tracking_uri=uri)
         where = f"{without_secrets(uri)} {self.experiment}"
-        if not (self.mark.id and self.mark.where == where and self._continue(self.mark.id)):
-            self.begin(where, self._create())
-        else:
-            self.begin(where, self.mark.id)
-        return f"run {self.mark.id} in experiment '{self.experiment}' of {without_secrets(uri)}"
+        known = self._continue(self.mark.id) if self.mark.id and self.mark.where == where else None
+        # The run is noted before anything more can fail, so that the next try continues it.
+        self.begin(where, self._create() if known is None else self.mark.id)
+        refusal = self._describe(known or {})
+        return f"run {self.mark.id} in experiment '{self.experiment}' of {without_secrets(uri)}{refusal}"
 
     def _uri(self) -> str:
         beside = self.run_directory.parent / "mlflow.db"
         return self.config.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside}"
 
-    def _continue(self, identity: str) -> bool:
-        """Set the run going again; False when it is gone."""
+    def _continue(self, identity: str) -> dict[str, str] | None:
+        """Set the run going again; its parameters, or None when it is gone."""
         from mlflow.exceptions import MlflowException
 
         try:
             run = self._client.get_run(identity)
             if run.info.lifecycle_stage != "active":
-                return False
+                return None
             self._client.update_run(identity, status="RUNNING")
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
+                return None
             raise
-        known = run.data.params
-        changed = {key: value for key, value in self._parameters().items() if known.get(key) != value}
-        for part in _portions(changed.items(), REQUEST_OTHERS):  # a parameter cannot be changed
-            self._log(identity, tags={f"primus.attempt.{self.attempt}.{key}": value for key, value in part})
-        return True
+        known: dict[str, str] = run.data.params
+        return known
 
     def _create(self) -> str:
         run = self._client.create_run(
@@ -87,10 +84,27 @@ class MLflowTracker(Tracker):
             run_name=self.plan.experiment.name,
             tags={**facts(self.plan), "mlflow.source.name": "primus", "mlflow.source.type": "JOB"},
         )
-        identity: str = run.info.run_id
-        for part in _portions(self._parameters().items(), REQUEST_OTHERS):
-            self._log(identity, params=dict(part))
-        return identity
+        return str(run.info.run_id)
+
+    def _describe(self, known: dict[str, str]) -> str:
+        """Give the run the parameters it lacks, and what differs from a `known` one as a tag, since a parameter cannot
+        be changed. Returns what to say of a refusal."""
+        missing, changed = {}, {}
+        for key, value in self._parameters().items():
+            if key not in known:
+                missing[key] = value
+            elif known[key] != value:
+                changed[f"primus.attempt.{self.attempt}.{key}"] = value
+        refusal = ""
+        for params, tags in (
+            *((dict(part), None) for part in _portions(missing.items(), REQUEST_OTHERS)),
+            *((None, dict(part)) for part in _portions(changed.items(), REQUEST_OTHERS)),
+        ):
+            try:
+                self._log(self.mark.id, params=params, tags=tags)
+            except Refused as error:
+                refusal = f"; {error}"
+        return refusal
 
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -138,7 +152,8 @@ class MLflowTracker(Tracker):
             )
         except MlflowException as error:
             if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-                raise Refused(f"some figures were refused: {error.message}") from error
+                what = "figures" if metrics else "parameters"
+                raise Refused(f"some {what} were refused: {error.message}") from error
             raise
 
     def finish(self, ending: Ending | None) -> None:

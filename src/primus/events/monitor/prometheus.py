@@ -77,7 +77,7 @@ class Metrics:
         self._tokens = self._new(Counter, "primus_tokens", "Tokens trained on, repeated ones included.")
         self._seconds = self._new(Histogram, "primus_step_seconds", "Time of an optimizer step.", buckets=STEP_BUCKETS)
         self._saving = self._new(Summary, "primus_checkpoint_seconds", "Time from a checkpoint's start to its end.")
-        text = "Where the time of training went: steps, evaluation, standing still to save."
+        text = "Where the time of training went: steps, repeated ones included, evaluation, standing still to save."
         self._time = self._new(Counter, "primus_time_seconds", text, ("part",), child=False)
         for part in ("training", "validation", "checkpoint"):
             self._time.labels(**self._own, part=part)

@@ -20,13 +20,17 @@ from primus.events.jsonl import Record
 from primus.plan.plan import Plan
 
 Ending = Literal["complete", "stopped", "failed"]
+_NEWEST = {"step_done": "step", "eval_done": "evaluation", "checkpoint_saved": "checkpoint"}
+"""Kind of a record that is sent once a step -> where a mark has the newest."""
 
 
 @dataclass
 class Mark:
     """How far a tracker is. id: its own name of the run; where: the server or project that gave it; attempt and time:
-    of the newest record it has; step and evaluation: the newest of either; behind: not all of an attempt that has
-    ended arrived, as far as is known."""
+    of the newest start it has; step, evaluation and checkpoint: the newest of each; behind: not all of an attempt that
+    has ended arrived, as far as is known.
+
+    All of it is told by rank 0 alone: the clocks of several nodes need not agree."""
 
     id: str = ""
     where: str = ""
@@ -34,29 +38,30 @@ class Mark:
     time: float = 0.0
     step: int = 0
     evaluation: int = -1
+    checkpoint: int = -1
     behind: bool = False
 
     def advance(self, record: Record) -> bool:
-        """Take note of a record; whether it was new."""
-        new: bool
-        kind, attempt, time = record["event"], record["attempt"], record["time"]
-        if kind == "step_done":
-            new, self.step = record["step"] > self.step, max(self.step, record["step"])
-        elif kind == "eval_done":
-            new, self.evaluation = record["step"] > self.evaluation, max(self.evaluation, record["step"])
-        else:
-            new = (attempt, time) > (self.attempt, self.time)
-        self.attempt, self.time = max((attempt, time), (self.attempt, self.time))
-        return new
+        """Take note of a record; whether it is one to send, and new."""
+        kind = record["event"]
+        if kind == "run_started":
+            start, known = (record["attempt"], record["time"]), (self.attempt, self.time)
+            self.attempt, self.time = max(start, known)
+            return start > known
+        if kind not in _NEWEST:
+            return False
+        newest: int = getattr(self, _NEWEST[kind])
+        setattr(self, _NEWEST[kind], max(record["step"], newest))
+        return bool(record["step"] > newest)
 
     @classmethod
     def load(cls, path: Path) -> Mark:
         """From its file; a new one when there is none, or nothing that can be used."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if all(type(values[field.name]) in (type(field.default), int) for field in fields(cls)):
+            values = {**asdict(cls()), **json.loads(path.read_text(encoding="utf-8"))}  # an older mark has less
+            if all(_fits(values[field.name], field.default) for field in fields(cls)):
                 return cls(**values)
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, TypeError):
             return cls()
         return cls()
 
@@ -70,6 +75,10 @@ class Mark:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def _fits(value: Any, default: Any) -> bool:
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def mark_file(run_directory: Path, name: str) -> Path:

@@ -112,7 +112,9 @@ class WandbTracker(Tracker):
 
     @property
     def sending(self) -> str:
-        """The command that sends what lies in files."""
+        """The command that sends what lies in files; empty before there are any."""
+        if self._run is None:
+            return ""
         directory = Path(self._run.settings.sync_dir)
         return f"{Path(sys.executable).with_name('wandb')} sync {directory}"
 

@@ -1,8 +1,8 @@
 """Scalars for TensorBoard, in ``runs/<name>/tensorboard/``.
 
 Written with the ``tensorboard`` package's own record writer and protocol buffers, so neither TensorFlow nor an engine
-is imported. A resumed attempt first writes a session start at the step it continues from, upon which TensorBoard
-forgets what earlier files hold beyond it.
+is imported. Each start first writes a session start at the step it continues from, or 0, upon which TensorBoard forgets
+what was written before from there on.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class TensorBoardSink:
             for tag, value in values.items():
                 summary.value.add(tag=tag, simple_value=value if math.isfinite(value) else math.nan)
             self._write(self._pb.Event(wall_time=record["time"], step=record["step"], summary=summary))
-        elif record["event"] == "run_started" and record.get("resumed_from") is not None:
+        elif record["event"] == "run_started":
             start = self._pb.SessionLog(status=self._pb.SessionLog.START)
-            first = record["resumed_from"] + 1
+            resumed_from = record.get("resumed_from")
+            first = 0 if resumed_from is None else resumed_from + 1
             self._write(self._pb.Event(wall_time=record["time"], step=first, session_log=start))
 
     def _write(self, event: Any) -> None:
