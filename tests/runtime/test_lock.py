@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -95,6 +96,35 @@ def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     held.beat()
     assert (tmp_path / "lock").stat().st_mtime > 1
     held.release()
+
+
+def test_a_run_notices_that_another_took_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locking, "BEAT_SECONDS", 0.0)
+    (tmp_path / "run").mkdir()
+    held = RunLock(tmp_path / "run")
+    held.beat()
+    shutil.rmtree(tmp_path / "run")
+    held.beat()  # its ranks train on, and can save
+    (tmp_path / "run").mkdir()
+    other = RunLock(tmp_path / "run")
+    with pytest.raises(RunDirectoryError, match=rf"process {os.getpid()} on \S+ has started a run here"):
+        held.beat()
+    held.release()
+    other.beat()
+    other.release()
+
+
+def test_a_lock_that_looked_abandoned_is_left_to_who_took_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suspended job: its heart did not beat, and the file system carries no locks."""
+    monkeypatch.setattr(locking, "BEAT_SECONDS", 0.0)
+    held = RunLock(tmp_path)
+    left_by(tmp_path, "another-machine", 7, 0.0)
+    with pytest.raises(RunDirectoryError, match="process 7 on another-machine has started a run here"):
+        held.beat()
+    held.release()
+    owner = read_owner(tmp_path / "lock")
+    assert owner
+    assert owner.host == "another-machine"
 
 
 @pytest.mark.usefixtures("without_flock")

@@ -51,6 +51,7 @@ class RunLock:
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.owner = Owner(socket.gethostname(), os.getpid(), uuid.uuid4().hex[:12], time.time())
         self._beaten = 0.0
+        self._lost = False
         try:
             self._take()
         except BaseException:
@@ -95,7 +96,7 @@ class RunLock:
             who = "another process"
         else:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.started))
-            who = f"process {holder.pid} on {holder.host}, since {since},"
+            who = f"{_named(holder)}, since {since},"
         remedy = "wait for it, stop it, or give this run another name (name=OTHER)"
         return RunDirectoryError(f"{who} is running here", where=str(self.path.parent), remedy=remedy)
 
@@ -105,10 +106,20 @@ class RunLock:
         self._write()
 
     def beat(self) -> None:
-        """Call often; touches the file every BEAT_SECONDS."""
+        """Call often; touches the file every BEAT_SECONDS. Raises RunDirectoryError when another run has taken the
+        directory meanwhile: this one's was deleted, or looked abandoned to another machine."""
         now = time.monotonic()
         if now - self._beaten >= BEAT_SECONDS:
             self._beaten = now
+            holder = read_owner(self.path)
+            if holder and holder.token != self.owner.token:
+                self._lost = True
+                raise RunDirectoryError(
+                    f"{_named(holder)} has started a run here, after this one's directory was deleted or looked "
+                    "abandoned: this run is ended, and what it has not saved is lost",
+                    where=str(self.path.parent),
+                    remedy="let that one go on, or give this run another name (name=OTHER)",
+                )
             with suppress(OSError):  # a full or vanished disk shows elsewhere, and with more to say
                 os.utime(self.descriptor)
 
@@ -119,8 +130,13 @@ class RunLock:
 
     def release(self) -> None:
         with suppress(OSError):
-            os.ftruncate(self.descriptor, 0)
+            if not self._lost:
+                os.ftruncate(self.descriptor, 0)
         os.close(self.descriptor)
+
+
+def _named(owner: Owner) -> str:
+    return f"process {owner.pid} on {owner.host}"
 
 
 def read_owner(path: Path) -> Owner | None:

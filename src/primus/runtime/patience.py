@@ -1,8 +1,9 @@
-"""How long a run may be silent before it counts as hanging."""
+"""How long a run may be silent before it counts as hanging, and the clock for it."""
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections import deque
 from typing import Any
 
@@ -14,6 +15,23 @@ PAUSE_SECONDS = 600.0
 """Validation and saving may, where ``hang_timeout`` is a multiple of the step: they are no steps."""
 RECENT = 50
 FEW = 5
+AWAY_SECONDS = 5.0
+"""A process that looks ten times a second and has not for so long was suspended, by its batch system most likely."""
+
+
+class Clock:
+    """Seconds in which this process ran: while a job is suspended nobody hangs and no time runs out."""
+
+    def __init__(self) -> None:
+        self.now = self._looked = time.monotonic()
+
+    def look(self) -> float:
+        """Call often. Returns the time, which stays ``now`` until the next call."""
+        looked = time.monotonic()
+        passed, self._looked = looked - self._looked, looked
+        if passed < AWAY_SECONDS:
+            self.now += passed
+        return self.now
 
 
 class Patience:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from primus.runtime.agents.agent import tail
 from primus.runtime.agents.agent_process import AgentProcess
 from primus.runtime.environments.pins import variables_for
 from primus.runtime.monitoring import Monitoring
-from primus.runtime.patience import Patience
+from primus.runtime.patience import Clock, Patience
 from primus.runtime.processes import STOPPED, kernel_state, node_name, sentence
 from primus.runtime.run_directory import Attempt
 
@@ -40,6 +41,13 @@ OTHER_NODE_SECONDS = 5.0
 
 UNSTARTED_SECONDS = 10.0
 """How long ranks that were asked to stop before they began to train may take."""
+
+MENDED_SECONDS = 90.0
+"""After a hang was ended, how long its ranks may at least take to be started again: the nodes meet in a directory that
+a shared file system may remember for a minute, and a process that the kernel holds is waited for."""
+
+LAST_WORD_SECONDS = 20.0
+"""On other nodes than the first, how long after the end of their ranks rank 0 may take to say how the run ended."""
 
 Failure = dict[str, Any]
 """A ``rank_failed`` record."""
@@ -56,7 +64,8 @@ class Outcome:
     verdict: str = ""
     """Why the agent starts nothing again, when it says so."""
     elsewhere: bool = False
-    """Whether no rank of this node failed: its agent died, or was ended because another node had given up."""
+    """Whether no rank of this node failed by itself: its agent died, or was ended because another node had given up or
+    because it could not end a hang."""
     agent: str = ""
     """When the agent itself failed: how it ended and its last words."""
 
@@ -106,7 +115,12 @@ class Supervisor:
         self.other_failed = 0.0
         self.other_stopped = False
         self.asked_unheard = False
-        self._looked = self._stopped_since = time.monotonic()
+        self.hang_ended = False
+        """The ranks were ended for a hang, and none has been started since."""
+        self.clock = Clock()
+        self._starts: dict[str, int] = {}
+        """The newest start of each replica group; of all ranks under the name "" where they are not in groups."""
+        self._looked = self._stopped_since = self.clock.now
 
     def run(self, command: Command, environment: Mapping[str, str], interrupts: Interrupts) -> Outcome:
         """Start the agent, follow the run, return how it ended. Raises LaunchError when it cannot be started."""
@@ -118,6 +132,8 @@ class Supervisor:
         try:
             with Follower(self.attempt.directory) as follower:
                 self._watch(agent, follower, console, interrupts, monitoring)
+                if self.node and agent.returncode == 0:
+                    self._hear_the_end(follower, console, interrupts)
                 self._conclude(agent.returncode, log, interrupts)
                 monitoring.finish(lambda: interrupts.count > 1, self.beat, partial(_say, console))
                 for record in follower.poll():
@@ -150,14 +166,14 @@ class Supervisor:
         monitoring: Monitoring,
     ) -> None:
         asked = 0
-        heard = since = time.monotonic()
+        heard = since = self.clock.now
         while True:
+            now = self.clock.look()
             code = agent.poll()  # before the events, so that none is missed
             records = follower.poll()
             for record in records:
                 self._take(record)
                 console.handle(record)
-            now = time.monotonic()
             if any(record["writer"] != WRITER for record in records):
                 heard = now
             if code is not None:  # ranks of other nodes may go on writing
@@ -173,15 +189,18 @@ class Supervisor:
                 self.outcome.elsewhere = True
                 agent.kill()
             self._let_go_on(agent, now)
-            if now - heard > self.patience.limit:
+            limit = self.patience.limit
+            if now - heard > (max(limit, MENDED_SECONDS) if self.hang_ended else limit):
                 if self.ended or self.asked_unheard:
                     agent.kill()  # it is done, but some rank does not leave
                 elif not self.attempt.logs.is_dir():
                     self.asked_unheard = True
                     agent.send_signal(signal.SIGTERM)  # deleted or moved: they train on, and can save
+                elif self.hang_ended:
+                    self._give_up(agent)
                 else:
                     self._end_hang(agent, now - heard)
-                heard = time.monotonic()
+                heard = now
             time.sleep(POLL_SECONDS)
 
     def _take(self, record: dict[str, Any]) -> None:
@@ -191,9 +210,11 @@ class Supervisor:
             self.earlier.clear()
             self.outcome.failures.clear()  # what a peer of an ended start said late
         elif kind == "step_done":
+            self.training, self.hang_ended = True, False
             self.outcome.step = record["step"]
             self.patience.step(record)
-        elif kind == "ranks_started" and record["restart"]:
+        elif kind == "ranks_started" and self._begins(record):
+            self.hang_ended = False
             self.earlier += self.outcome.failures
             self.outcome.failures.clear()
             self.outcome.verdict = ""
@@ -205,12 +226,21 @@ class Supervisor:
             self.outcome.failures.append(record)
         elif kind == "run_ended" and record["writer"].startswith("launcher"):
             if record["reason"] == "failed":  # another node's: our own record is written after the watch
-                self.other_failed = time.monotonic()
+                self.other_failed = self.clock.now
             elif record["reason"] == "stopped":  # its ranks may not come to a start that this node waits in
                 self.other_stopped = True
         elif kind == "run_ended":
             self.ended = record["reason"]
             self.outcome.step = record["step"]
+
+    def _begins(self, record: dict[str, Any]) -> bool:
+        """Whether ranks are started again, for the first word of that. Every node says so, and one of them may be heard
+        when training has long begun."""
+        group = record["writer"].partition("-")[2]
+        if record["restart"] <= self._starts.get(group, 0):
+            return False
+        self._starts[group] = record["restart"]
+        return True
 
     def _stop(self, agent: subprocess.Popen[bytes], asked: int, console: Console) -> None:
         self.patience.stopping = True
@@ -238,7 +268,7 @@ class Supervisor:
     def _end_hang(self, agent: subprocess.Popen[bytes], silence: float) -> None:
         """Nothing was heard for too long: keep every rank's stack, say which one is behind, then end them all."""
         agent.send_signal(signal.SIGUSR1)
-        ranks = stacks.ask(self.attempt.logs, self.plan.topology.nproc_per_node)
+        ranks = stacks.ask(self.attempt.logs, registry.ranks_per_node(self.plan))
         rank, words = stacks.behind(ranks)
         if self.node == 0:
             folder = stacks.keep(self.attempt.logs)
@@ -254,7 +284,14 @@ class Supervisor:
                     remedy=f"read every rank's stack in {folder}; raise {self.patience.key} if it may take so long",
                 )
             )
+        self.hang_ended = True
         agent.send_signal(signal.SIGUSR2)
+
+    def _give_up(self, agent: subprocess.Popen[bytes]) -> None:
+        """The ranks that hang were not started again: the kernel does not let them go, or the agent hangs itself."""
+        self.outcome.elsewhere = True  # it is this machine, or another node
+        self._emit(Notice(message=f"the processes could not be started again: the agent of node {self.node} is killed"))
+        agent.kill()
 
     def _is_here(self, failure: Failure) -> bool:
         return bool(failure["rank"] // registry.ranks_per_node(self.plan) == self.node)
@@ -266,30 +303,45 @@ class Supervisor:
         except (OSError, PrimusError) as error:  # a full disk, most likely what ended the ranks too
             self.outcome.agent += f"\n{error}"
 
+    def _hear_the_end(self, follower: Follower, console: Console, interrupts: Interrupts) -> None:
+        """The ranks of this node are done. How the run ended is rank 0's to say, on another node: its word may come
+        after they have left."""
+        until = time.monotonic() + LAST_WORD_SECONDS
+        while not (self.ended or self.other_failed or self.other_stopped or interrupts.count > 1):
+            if time.monotonic() > until or not self.attempt.logs.is_dir():
+                return
+            time.sleep(POLL_SECONDS)
+            with suppress(LaunchError):  # node 0 has left: it may have said so
+                self.beat()
+            for record in follower.poll():
+                self._take(record)
+                console.handle(record)
+
     def _conclude(self, code: int, log: Path, interrupts: Interrupts) -> None:
         outcome = self.outcome
         outcome.signal = interrupts.first
+        own = bool(outcome.failures)
         outcome.failures = outcome.failures or self.earlier
         outcome.elsewhere |= not any(self._is_here(failure) for failure in outcome.failures)
         if self.plan.topology.replica_groups > 1 and code == 0:
             outcome.failures.clear()  # of groups without which the others have gone on
-        if self.ended == "complete" and not outcome.failures:
-            outcome.reason = "complete"
-        elif (interrupts.count and (code == 0 or interrupts.count > 1 or not outcome.failures)) or (
-            self.other_stopped and not self.training
+        if self.ended == "complete" and (code == 0 or not outcome.failures):
+            outcome.reason = "complete"  # whatever a rank of an ended start said late
+        elif (interrupts.count and (code == 0 or interrupts.count > 1 or not own)) or (
+            self.other_stopped and (code == 0 or not self.training)
         ):
             outcome.reason = "stopped"
-        elif self.ended == "stopped" and not outcome.failures:
+        elif self.ended == "stopped" and (code == 0 or not own):
             outcome.reason = "stopped"  # on another node, or by a signal to the ranks themselves
         elif code == STOPPED:
             outcome.reason = "stopped"  # by a signal to the agent, between two starts
-        elif code == 0 and self.node:
-            outcome.reason = "complete"
         elif not self.attempt.logs.is_dir():
             outcome.agent = f"{self.attempt.directory} was deleted or moved, so that the ranks were not heard any more"
+        elif code == 0 and self.node and not self.other_failed:
+            outcome.reason = "complete"  # as far as this node knows
         elif not outcome.failures:
             outcome.agent = f"{sentence('the agent', code)}\n{tail(log)}".strip()
-        if outcome.reason != self.ended and self.attempt.logs.is_dir():
+        if outcome.reason not in (self.ended, "complete") and self.attempt.logs.is_dir():  # complete: rank 0's to say
             self._emit(RunEnded(reason=outcome.reason, step=outcome.step))
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from primus.errors import PrimusError
 from primus.events import units
 from primus.events.bus import Bus
 from primus.events.types import Notice, RankFailed, RanksStarted
@@ -249,6 +250,10 @@ def main() -> None:
         code = stop.code
     except BaseException:  # noqa: BLE001 - the launcher shows it
         traceback.print_exc()
+    for number in (signal.SIGTERM, signal.SIGINT):  # there is nothing left to stop
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(PrimusError):  # a full disk, of which the log tells
+        reporter.bus.close()  # what it has said outlives a crash of the machine
     sys.stderr.flush()
     # Not sys.exit: the stores of several starts, and ranks stuck in the kernel, may hold up an orderly end for ever.
     os._exit(code if isinstance(code, int) else 1)
