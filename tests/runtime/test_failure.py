@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from primus.runtime.failure import CAUSES, root, screen
-from primus.runtime.supervise import Outcome
+from primus.runtime.outcome import Outcome
 
 LOGS = Path("/runs/a/attempts/1/logs")
 AGAIN = "primus-cli train pretrain --config a.yaml"

@@ -158,9 +158,9 @@ def test_a_late_failure_of_a_restarted_rank_does_not_fail_the_run(tmp_path: Path
         {"event": "run_started", "writer": "rank0"},
         {"event": "run_ended", "writer": "rank0", "reason": "complete", "step": 5},
     ):
-        watcher._take(record)
+        watcher.story.take(record)
     watcher._conclude(0, tmp_path / "log", Interrupts())
-    assert watcher.outcome.reason == "complete"
+    assert watcher.story.outcome.reason == "complete"
 
 
 def test_a_signal_that_was_ignored_on_purpose_stays_ignored(cli: Cli, trial: Path) -> None:

@@ -23,8 +23,9 @@ from primus.events.types import RunEnded
 from primus.launch.direct import Command
 from primus.plan.planner import make_plan
 from primus.runtime import patience, supervise
+from primus.runtime.outcome import Outcome
 from primus.runtime.run_directory import Attempt
-from primus.runtime.supervise import Interrupts, Outcome, Supervisor
+from primus.runtime.supervise import Interrupts, Supervisor
 
 RUN_STARTED = {"event": "run_started", "writer": "rank0"}
 STEP_DONE = {"event": "step_done", "writer": "rank0", "step": 3, "seconds": 0.1}
@@ -68,20 +69,20 @@ def said(attempt: Attempt, writer: str) -> list[dict[str, Any]]:
 def test_another_nodes_late_word_of_a_start_does_not_end_training(watcher: Callable[..., Supervisor]) -> None:
     watched = watcher()
     for record in (again("node0"), RUN_STARTED, again("node1")):
-        watched._take(record)
-    assert watched.training
-    watched._take(again("node1", 2))
-    assert not watched.training
-    watched._take(STEP_DONE)
-    assert watched.training
+        watched.story.take(record)
+    assert watched.story.training
+    watched.story.take(again("node1", 2))
+    assert not watched.story.training
+    watched.story.take(STEP_DONE)
+    assert watched.story.training
 
 
 def test_each_replica_group_has_starts_of_its_own(watcher: Callable[..., Supervisor]) -> None:
     watched = watcher(nodes=1, replica_groups=2)
     for record in (failed(0), again("node0-group0"), failed(1), again("node0-group1")):
-        watched._take(record)
-    assert [failure["rank"] for failure in watched.earlier] == [0, 1]
-    assert not watched.outcome.failures
+        watched.story.take(record)
+    assert [failure["rank"] for failure in watched.story.earlier] == [0, 1]
+    assert not watched.story.outcome.failures
 
 
 @pytest.mark.parametrize(("code", "reason"), [(0, "complete"), (75, "failed")])
@@ -90,9 +91,9 @@ def test_what_an_ended_start_says_after_the_next_has_begun_fails_nothing(
 ) -> None:
     watched = watcher()
     for record in (again("node0"), RUN_STARTED, failed(1), COMPLETE):
-        watched._take(record)
+        watched.story.take(record)
     watched._conclude(code, attempt.logs / "agent-0.log", Interrupts())
-    assert watched.outcome.reason == reason
+    assert watched.story.outcome.reason == reason
 
 
 @pytest.mark.parametrize("reason", ["stopped", "complete"])
@@ -132,7 +133,7 @@ def test_a_suspended_job_does_not_hang(
     monkeypatch.setattr(patience, "AWAY_SECONDS", 0.5)
     away = [1.5]
     watched = watcher(nodes=1, beat=lambda: time.sleep(away.pop() if away else 0))
-    watched._take(STEP_DONE)
+    watched.story.take(STEP_DONE)
     outcome = run(watched, "sleep 2")
     assert [record["event"] for record in said(attempt, "launcher0")] == ["attempt_started", "run_ended"]
     assert "the agent exited with code 0" in outcome.agent, "a signal for a hang would have ended it"
@@ -143,7 +144,7 @@ def test_a_hang_that_cannot_be_ended_is_said_once_and_fails(
 ) -> None:
     monkeypatch.setattr(supervise, "MENDED_SECONDS", 0.5)
     watched = watcher(nodes=1)
-    watched.patience.start = 0.3
+    watched.story.patience.start = 0.3
     began = time.monotonic()
     outcome = run(watched, "trap '' USR1 USR2; exec sleep 10")
     assert time.monotonic() - began < 5
@@ -162,9 +163,9 @@ def test_a_stop_while_ranks_start_again_is_a_stop(
     watched, interrupts = watcher(nodes=1), Interrupts()
     interrupts.count, interrupts.first = 1, signal.SIGTERM
     for record in (failed(0), *after):
-        watched._take(record)
+        watched.story.take(record)
     watched._conclude(-signal.SIGKILL, attempt.logs / "agent-0.log", interrupts)
-    assert watched.outcome.reason == reason
+    assert watched.story.outcome.reason == reason
 
 
 def test_a_run_that_lost_its_directory_to_another_writes_nothing_there(

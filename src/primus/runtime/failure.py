@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from primus.events.causes import root
-from primus.runtime.supervise import Failure, Outcome
+from primus.runtime.outcome import Failure, Outcome
 
 MARKERS = re.compile(r"\s*[~^]+\s*")
 OURS = re.compile(r'File "[^"]*/primus/runtime/')

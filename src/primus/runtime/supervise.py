@@ -8,11 +8,9 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
 
 from primus.backends import registry
 from primus.errors import LaunchError, PrimusError
@@ -28,8 +26,9 @@ from primus.runtime.agents.agent import tail
 from primus.runtime.agents.agent_process import AgentProcess
 from primus.runtime.environments.pins import variables_for
 from primus.runtime.monitoring import Monitoring
-from primus.runtime.patience import Clock, Patience
-from primus.runtime.processes import STOPPED, kernel_state, node_name, sentence
+from primus.runtime.outcome import Outcome, Story
+from primus.runtime.patience import Clock
+from primus.runtime.processes import kernel_state, node_name
 from primus.runtime.run_directory import Attempt
 
 POLL_SECONDS = 0.1
@@ -48,26 +47,6 @@ a shared file system may remember for a minute, and a process that the kernel ho
 
 LAST_WORD_SECONDS = 20.0
 """On other nodes than the first, how long after the end of their ranks rank 0 may take to say how the run ended."""
-
-Failure = dict[str, Any]
-"""A ``rank_failed`` record."""
-
-
-@dataclass
-class Outcome:
-    """How an attempt ended. failures: what ranks, or the agent for them, reported since the last (re)start."""
-
-    reason: Literal["complete", "stopped", "failed"] = "failed"
-    step: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    signal: int = 0
-    verdict: str = ""
-    """Why the agent starts nothing again, when it says so."""
-    elsewhere: bool = False
-    """Whether no rank of this node failed by itself: its agent died, or was ended because another node had given up or
-    because it could not end a hang."""
-    agent: str = ""
-    """When the agent itself failed: how it ended and its last words."""
 
 
 class Interrupts:
@@ -106,20 +85,9 @@ class Supervisor:
     ) -> None:
         self.plan, self.attempt, self.beat, self.node = plan, attempt, beat, node
         self.monitor = monitor
-        self.outcome = Outcome()
-        self.patience = Patience(plan)
-        self.ended = ""
-        self.training = False
-        self.earlier: list[Failure] = []
-        """What ended the starts before this one, until training has begun again."""
-        self.other_failed = 0.0
-        self.other_stopped = False
-        self.asked_unheard = False
-        self.hang_ended = False
-        """The ranks were ended for a hang, and none has been started since."""
+        self.story = Story(plan, node)
         self.clock = Clock()
-        self._starts: dict[str, int] = {}
-        """The newest start of each replica group; of all ranks under the name "" where they are not in groups."""
+        self.asked_unheard = False
         self._looked = self._stopped_since = self.clock.now
 
     def run(self, command: Command, environment: Mapping[str, str], interrupts: Interrupts) -> Outcome:
@@ -144,7 +112,7 @@ class Supervisor:
             if agent.poll() is None:
                 agent.kill()
             agent.wait()
-        return self.outcome
+        return self.story.outcome
 
     def _start(self, command: Command, environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
         try:
@@ -165,14 +133,14 @@ class Supervisor:
         interrupts: Interrupts,
         monitoring: Monitoring,
     ) -> None:
-        asked = 0
+        story, asked, other_failed = self.story, 0, 0.0
         heard = since = self.clock.now
         while True:
             now = self.clock.look()
             code = agent.poll()  # before the events, so that none is missed
             records = follower.poll()
             for record in records:
-                self._take(record)
+                story.take(record)
                 console.handle(record)
             if any(record["writer"] != WRITER for record in records):
                 heard = now
@@ -180,73 +148,28 @@ class Supervisor:
                 return
             self.beat()
             monitoring.check()
-            if (wanted := interrupts.count or int(self.other_stopped)) > asked:
+            if (wanted := interrupts.count or int(story.other_stopped)) > asked:
                 asked, since = wanted, now
                 self._stop(agent, asked, console)
-            if asked and not self.training and now - since > UNSTARTED_SECONDS:
+            if asked and not story.training and now - since > UNSTARTED_SECONDS:
                 agent.kill()  # it still imports, or waits for other nodes: there is nothing to save
-            if self.other_failed and now - self.other_failed > OTHER_NODE_SECONDS:
-                self.outcome.elsewhere = True
+            if story.other_failed:
+                other_failed = other_failed or now
+            if other_failed and now - other_failed > OTHER_NODE_SECONDS:
+                story.outcome.elsewhere = True
                 agent.kill()
             self._let_go_on(agent, now)
-            limit = self.patience.limit
-            if now - heard > (max(limit, MENDED_SECONDS) if self.hang_ended else limit):
-                if self.ended or self.asked_unheard:
-                    agent.kill()  # it is done, but some rank does not leave
-                elif not self.attempt.logs.is_dir():
-                    self.asked_unheard = True
-                    agent.send_signal(signal.SIGTERM)  # deleted or moved: they train on, and can save
-                elif self.hang_ended:
-                    self._give_up(agent)
-                else:
-                    self._end_hang(agent, now - heard)
+            limit = story.patience.limit
+            if now - heard > (max(limit, MENDED_SECONDS) if story.hang_ended else limit):
+                self._end_silence(agent, now - heard)
                 heard = now
             time.sleep(POLL_SECONDS)
 
-    def _take(self, record: dict[str, Any]) -> None:
-        kind = record["event"]
-        if kind == "run_started":
-            self.training = True
-            self.earlier.clear()
-            self.outcome.failures.clear()  # what a peer of an ended start said late
-        elif kind == "step_done":
-            self.training, self.hang_ended = True, False
-            self.outcome.step = record["step"]
-            self.patience.step(record)
-        elif kind == "ranks_started" and self._begins(record):
-            self.hang_ended = False
-            self.earlier += self.outcome.failures
-            self.outcome.failures.clear()
-            self.outcome.verdict = ""
-            self.patience.started()
-            self.training = self.plan.topology.replica_groups > 1  # of which the others train on
-        elif kind == "notice" and record["writer"].startswith("node"):  # what the agent decided
-            self.outcome.verdict = record["message"]
-        elif kind == "rank_failed":
-            self.outcome.failures.append(record)
-        elif kind == "run_ended" and record["writer"].startswith("launcher"):
-            if record["reason"] == "failed":  # another node's: our own record is written after the watch
-                self.other_failed = self.clock.now
-            elif record["reason"] == "stopped":  # its ranks may not come to a start that this node waits in
-                self.other_stopped = True
-        elif kind == "run_ended":
-            self.ended = record["reason"]
-            self.outcome.step = record["step"]
-
-    def _begins(self, record: dict[str, Any]) -> bool:
-        """Whether ranks are started again, for the first word of that. Every node says so, and one of them may be heard
-        when training has long begun."""
-        group = record["writer"].partition("-")[2]
-        if record["restart"] <= self._starts.get(group, 0):
-            return False
-        self._starts[group] = record["restart"]
-        return True
-
     def _stop(self, agent: subprocess.Popen[bytes], asked: int, console: Console) -> None:
-        self.patience.stopping = True
+        self.story.patience.stopping = True
         if asked == 1:
             notice = "stopping: the step is finished and a checkpoint saved; Ctrl-C again ends it at once, without one"
-            if not self.training:
+            if not self.story.training:
                 notice = "stopping; training has not begun"
             _say(console, notice)
             agent.send_signal(signal.SIGTERM)
@@ -265,8 +188,21 @@ class Supervisor:
             self._stopped_since = now
             self._emit(Notice(message=f"the agent of node {self.node} had been stopped (SIGSTOP); it goes on now"))
 
+    def _end_silence(self, agent: subprocess.Popen[bytes], silence: float) -> None:
+        """Nothing was heard for too long."""
+        if self.story.ended or self.asked_unheard:
+            agent.kill()  # it is done, but some rank does not leave
+        elif not self.attempt.logs.is_dir():
+            self.asked_unheard = True
+            agent.send_signal(signal.SIGTERM)  # deleted or moved: they train on, and can save
+        elif self.story.hang_ended:
+            self._give_up(agent)
+        else:
+            self._end_hang(agent, silence)
+
     def _end_hang(self, agent: subprocess.Popen[bytes], silence: float) -> None:
-        """Nothing was heard for too long: keep every rank's stack, say which one is behind, then end them all."""
+        """Keep every rank's stack, say which one is behind, then end them all."""
+        story = self.story
         agent.send_signal(signal.SIGUSR1)
         ranks = stacks.ask(self.attempt.logs, registry.ranks_per_node(self.plan))
         rank, words = stacks.behind(ranks)
@@ -277,71 +213,48 @@ class Supervisor:
                 RankFailed(
                     rank=number,
                     node=(rank and rank.state.get("node")) or node_name(),
-                    error=f"the run hangs: no step for {silence:.0f} s ({self.patience}); {words}",
+                    error=f"the run hangs: no step for {silence:.0f} s ({story.patience}); {words}",
                     traceback=tail(folder / f"rank-{number}.stack"),
-                    step=self.outcome.step or None,
+                    step=story.outcome.step or None,
                     cause="hang",
-                    remedy=f"read every rank's stack in {folder}; raise {self.patience.key} if it may take so long",
+                    remedy=f"read every rank's stack in {folder}; raise {story.patience.key} if it may take so long",
                 )
             )
-        self.hang_ended = True
+        story.hang_ended = True
         agent.send_signal(signal.SIGUSR2)
 
     def _give_up(self, agent: subprocess.Popen[bytes]) -> None:
         """The ranks that hang were not started again: the kernel does not let them go, or the agent hangs itself."""
-        self.outcome.elsewhere = True  # it is this machine, or another node
+        self.story.outcome.elsewhere = True  # it is this machine, or another node
         self._emit(Notice(message=f"the processes could not be started again: the agent of node {self.node} is killed"))
         agent.kill()
-
-    def _is_here(self, failure: Failure) -> bool:
-        return bool(failure["rank"] // registry.ranks_per_node(self.plan) == self.node)
 
     def _emit(self, event: Event) -> None:
         try:
             with Bus(self.attempt.directory, f"launcher{self.node}") as bus:
                 bus.emit(event)
         except (OSError, PrimusError) as error:  # a full disk, most likely what ended the ranks too
-            self.outcome.agent += f"\n{error}"
+            self.story.outcome.agent += f"\n{error}"
 
     def _hear_the_end(self, follower: Follower, console: Console, interrupts: Interrupts) -> None:
         """The ranks of this node are done. How the run ended is rank 0's to say, on another node: its word may come
         after they have left."""
-        until = time.monotonic() + LAST_WORD_SECONDS
-        while not (self.ended or self.other_failed or self.other_stopped or interrupts.count > 1):
+        story, until = self.story, time.monotonic() + LAST_WORD_SECONDS
+        while not (story.ended or story.other_failed or story.other_stopped or interrupts.count > 1):
             if time.monotonic() > until or not self.attempt.logs.is_dir():
                 return
             time.sleep(POLL_SECONDS)
             with suppress(LaunchError):  # node 0 has left: it may have said so
                 self.beat()
             for record in follower.poll():
-                self._take(record)
+                story.take(record)
                 console.handle(record)
 
     def _conclude(self, code: int, log: Path, interrupts: Interrupts) -> None:
-        outcome = self.outcome
+        outcome = self.story.conclude(code, interrupts.count, self.attempt, log)
         outcome.signal = interrupts.first
-        own = bool(outcome.failures)
-        outcome.failures = outcome.failures or self.earlier
-        outcome.elsewhere |= not any(self._is_here(failure) for failure in outcome.failures)
-        if self.plan.topology.replica_groups > 1 and code == 0:
-            outcome.failures.clear()  # of groups without which the others have gone on
-        if self.ended == "complete" and (code == 0 or not outcome.failures):
-            outcome.reason = "complete"  # whatever a rank of an ended start said late
-        elif (interrupts.count and (code == 0 or interrupts.count > 1 or not own)) or (
-            self.other_stopped and (code == 0 or not self.training)
-        ):
-            outcome.reason = "stopped"
-        elif self.ended == "stopped" and (code == 0 or not own):
-            outcome.reason = "stopped"  # on another node, or by a signal to the ranks themselves
-        elif code == STOPPED:
-            outcome.reason = "stopped"  # by a signal to the agent, between two starts
-        elif not self.attempt.logs.is_dir():
-            outcome.agent = f"{self.attempt.directory} was deleted or moved, so that the ranks were not heard any more"
-        elif code == 0 and self.node and not self.other_failed:
-            outcome.reason = "complete"  # as far as this node knows
-        elif not outcome.failures:
-            outcome.agent = f"{sentence('the agent', code)}\n{tail(log)}".strip()
-        if outcome.reason not in (self.ended, "complete") and self.attempt.logs.is_dir():  # complete: rank 0's to say
+        # that it is complete is rank 0's to say
+        if outcome.reason not in (self.story.ended, "complete") and self.attempt.logs.is_dir():
             self._emit(RunEnded(reason=outcome.reason, step=outcome.step))
 
 

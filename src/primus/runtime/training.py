@@ -27,8 +27,9 @@ from primus.runtime.failure import screen
 from primus.runtime.job import Job
 from primus.runtime.lock import STALE_SECONDS, Owner, RunLock, await_attempt
 from primus.runtime.meeting import FirstNode, check_meeting
+from primus.runtime.outcome import Outcome
 from primus.runtime.run_directory import Attempt
-from primus.runtime.supervise import Interrupts, Outcome, Supervisor, environment
+from primus.runtime.supervise import Interrupts, Supervisor, environment
 
 RENDEZVOUS_SECONDS = 600.0
 RESOLVE_SECONDS = (5.0, 60.0)
