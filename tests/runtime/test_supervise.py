@@ -121,6 +121,19 @@ def test_without_that_word_it_claims_nothing(
     assert [record["event"] for record in said(attempt, "launcher1")] == ["attempt_started"]
 
 
+@pytest.mark.parametrize("word", [failed(0), {**COMPLETE, "writer": "launcher0", "reason": "failed"}])
+def test_ranks_that_are_done_do_not_make_up_for_another_nodes(
+    watcher: Callable[..., Supervisor], attempt: Attempt, word: dict[str, Any]
+) -> None:
+    """Nor may the first node wait for this one to start again."""
+    watched = watcher(1)
+    for record in (RUN_STARTED, word):
+        watched.story.take(record)
+    watched._conclude(0, attempt.logs / "agent-1.log", Interrupts())
+    assert (watched.story.outcome.reason, watched.story.outcome.elsewhere) == ("failed", True)
+    assert said(attempt, "launcher1")[-1]["reason"] == "failed"
+
+
 def test_a_deleted_run_is_none_on_other_nodes_either(watcher: Callable[..., Supervisor], attempt: Attempt) -> None:
     outcome = run(watcher(1), f"rm -r '{attempt.directory}'")
     assert outcome.reason == "failed"

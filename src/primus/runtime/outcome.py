@@ -113,7 +113,7 @@ class Story:
             outcome.reason = "stopped"  # by a signal to the agent, between two starts
         elif not attempt.logs.is_dir():
             outcome.agent = f"{attempt.directory} was deleted or moved, so that the ranks were not heard any more"
-        elif code == 0 and self.node and not self.other_failed:
+        elif code == 0 and self.node and not (own or self.other_failed):
             outcome.reason = "complete"  # as far as this node knows
         elif not outcome.failures:
             outcome.agent = f"{sentence('the agent', code)}\n{tail(log)}".strip()
