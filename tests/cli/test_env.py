@@ -101,11 +101,14 @@ def test_what_is_not_there_is_no_failure_unless_asked_for(bare: Path, capsys: py
 
 def test_engines_say_which_devices_they_see(capsys: pytest.CaptureFixture[str], cli: Cli) -> None:
     """Real ones; the process that asks imports neither."""
+    import torch
+
     jax = environments.provide("jax")
-    for name, python in (("torch", sys.executable), ("jax", jax)):
+    build = "rocm" if torch.version.hip else "cuda" if torch.version.cuda else "cpu"
+    for name, python, expected in (("torch", sys.executable, build), ("jax", jax, "cpu")):
         done = cli("env", "check", name, "--devices", "--json", PRIMUS_PYTHON=python, PYTHONPATH="")
         (report,) = json.loads(done.stdout)
         assert done.returncode == 0, report["problems"]
         assert report["devices"]["engine"] == name
-        assert report["devices"]["build"] == "cpu"
-        assert report["devices"]["devices"] == []
+        assert report["devices"]["build"] == expected
+        assert len(report["devices"]["devices"]) == (torch.cuda.device_count() if name == "torch" else 0)
