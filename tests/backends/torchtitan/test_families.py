@@ -55,14 +55,16 @@ FOUR: dict[str, dict[str, Any]] = {
     "context-shard": {"parallel__context": 2, "parallel__data_shard": 2, "train__micro_batch_size": 2},
 }
 CHOSEN: dict[str, tuple[str, ...]] = {
+    "llama": ("tensor-singly", "gpipe", "shard-tensor", "pipeline-shard"),
+    "qwen3": ("tensor-singly", "pipeline-tensor", "context-shard"),
     "qwen2": ("tensor", "interleaved"),
     "qwen3_moe": ("tensor", "tensor-singly", "expert"),
     "mixtral": ("tensor-singly",),
     "llama4_text": ("tensor", "tensor-singly", "interleaved", "context", "expert", "shard-tensor"),
     "deepseek_v2": ("tensor", "tensor-singly", "tensor-expert"),
 }
-"""Families that share their layers with others, and the layouts that meet what is their own. The rest of Mixtral is in
-``tests/parity``. With PRIMUS_ALL_LAYOUTS=1 all run in all: nine minutes."""
+"""Families that share their layers with others, and the layouts that meet what is their own, or that the others leave.
+The rest of Mixtral is in ``tests/parity``. With PRIMUS_ALL_LAYOUTS=1 all run in all: nine minutes."""
 BY_PARITY = ("data_shard", "data_replicate", "tensor", "pipeline", "interleaved", "context", "expert")
 
 
