@@ -93,7 +93,7 @@ def test_a_name_that_is_taken(refused: Refused, docker: Docker) -> None:
     said = refused("--image", IMAGE, "--name", "taken")
     assert docker.containers("status=running") == ["taken"]
     docker("rm", "--force", "taken")
-    assert "there is a container called taken already > another name, or remove that one" in said
+    assert "there is a container called taken already > another name, or end and remove that one" in said
 
 
 def test_an_image_with_an_engine_of_another_version_is_refused_with_the_list(refused: Refused, docker: Docker) -> None:

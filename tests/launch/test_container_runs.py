@@ -19,6 +19,7 @@ from tiny import make_dataset
 
 from primus.checkpoints.store import newest_intact
 from primus.events.follow import read_run
+from primus.runtime.run_directory import RunDirectory
 
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
 ENDLESS = ("train.steps=100000", "checkpoint.interval=1000")
@@ -221,16 +222,28 @@ def test_what_the_engine_refuses_is_shown_as_it_says_it(cli: Cli, docker: Docker
 
 
 def test_leftovers_of_this_run_are_ended_and_no_others(cli: Cli, docker: Docker, trial: Path) -> None:
-    sleeper = ("run", "--detach", "--entrypoint", "sleep")
-    docker(*sleeper, "--name", "ours", "--label", f"primus.run={run_of(trial)}", IMAGE, "600")
-    docker(*sleeper, "--name", "other-run", "--label", f"primus.run={run_of(trial)}-2", IMAGE, "600")
+    """On the first node and on another, which may share a machine with one that is alive. One has the name that the
+    next is to have."""
+    sleeper, run = ("run", "--detach", "--entrypoint", "sleep"), run_of(trial)
+    labels = ("--label", f"primus.run={run}", "--label", "primus.attempt=1")
+    docker(*sleeper, "--name", "ours", *labels, IMAGE, "600")
+    docker(*sleeper, "--name", "other-run", "--label", f"primus.run={run}-2", IMAGE, "600")
     docker(*sleeper, "--name", "somebodys", IMAGE, "600")
     try:
-        done = cli(*counting(), **PLAIN)
+        done = cli(*counting(place=("--name", "ours")), **PLAIN)
         assert done.returncode == 0, done.stderr
         assert sorted(docker.containers()) == ["other-run", "somebodys"]
+        docker(*sleeper, "--name", "dead", *labels, "--label", "primus.node=1", IMAGE, "600")
+        docker(*sleeper, "--name", "alive", *labels, "--label", "primus.node=0", IMAGE, "600")
+        lock = RunDirectory(run).attempt(1).claim(0)
+        second = ("direct", "--nnodes", "2", "--node-rank", "1", "--rdzv", "127.0.0.1:1", "--")
+        process = cli.start(*words(*second, "train", "pretrain", "--config", "trial.yaml", "train.steps=9"), **PLAIN)
+        wait_for(lambda: "dead" not in docker.containers(), 60)
+        assert sorted(docker.containers()) == ["alive", "other-run", "somebodys"]
+        process.kill()
+        lock.release()
     finally:
-        docker("rm", "--force", "ours", "other-run", "somebodys")
+        docker("rm", "--force", *docker.containers())
 
 
 def test_secrets_are_seen_by_the_ranks_alone(cli: Cli, trial: Path) -> None:

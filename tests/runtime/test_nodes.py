@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from command_line import Cli, processes_with, wait_for
 
+from primus.errors import LaunchError
 from primus.events.follow import read_run
+from primus.runtime.agents import starts
+from primus.runtime.agents.agent import Task
 
 
 def free_port() -> int:
@@ -69,6 +72,32 @@ def test_a_stop_reaches_the_ranks_of_its_own_node(cli: Cli, trial: Path) -> None
     assert both[0].returncode is None or both[0].returncode == 0
     both[0].send_signal(signal.SIGINT)  # this backend does not agree on a stop across ranks, as an engine does
     both[0].communicate(timeout=60)
+
+
+def test_a_node_that_is_there_twice_is_refused_and_the_run_goes_on(cli: Cli, trial: Path) -> None:
+    port = free_port()
+    first, second = (cli.start(*words(rank, port, "train.steps=8"), COUNTING_STEP_SECONDS="0.5") for rank in (0, 1))
+    wait_for(lambda: "step_done" in events(trial))
+    again = cli(*words(1, port, "train.steps=8"))
+    assert again.returncode == 1
+    said = " ".join(again.stderr.split())
+    assert re.search(rf"has a node 1 already: process {second.pid} on \S+, since .*, is running here", said)
+    for process in (first, second):
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    assert read_run(run_of(trial)).attempts[-1].restarts == 0
+
+
+def events(trial: Path) -> str:
+    path = run_of(trial) / "attempts/1/events-rank0.jsonl"
+    return path.read_text() if path.exists() else ""
+
+
+def test_nodes_that_do_not_come_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starts, "MEETING_SECONDS", 0.2)
+    task = Task(tmp_path, "plain", nproc=1, nnodes=4, node_rank=2, rdzv="", run_id="", max_restarts=0, restart_window=1)
+    with pytest.raises(LaunchError, match=r"1 of 4 nodes are here after 0 s; still missing: 0, 1, 3"):
+        starts.Starts(task).meet()
 
 
 def test_another_experiment_on_the_second_node_is_refused(cli: Cli, trial: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from signal import SIGTERM
+from threading import Thread
 
 import pytest
 
 from primus.errors import RunDirectoryError
-from primus.runtime.jobs import Start
-from primus.runtime.node import clocks, free_port, resolves
+from primus.runtime.jobs import Ending, Start
+from primus.runtime.node import _outlast, clocks, free_port, resolves
 from primus.runtime.slurm.again import EXCLUDED_SECONDS, Facts, decide, exclude, excluded
+from primus.runtime.supervise import Interrupts
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,27 @@ def test_nodes_that_do_not_see_each_other_are_named(tmp_path: Path) -> None:
     seen = start.meet(1, "n2", 2, patience=5)
     assert {said["node"] for said in seen.values()} == {"n1", "n2"}
     assert abs(seen[1]["skew"]) < 2
+
+
+def test_a_launcher_outlasts_a_lost_first_node_only(tmp_path: Path) -> None:
+    """Until Slurm's signal comes. A first node that lives, or has ended by itself, has its batch step."""
+    start, interrupts = Start(tmp_path), Interrupts()
+    start.beat(0, 1)
+
+    def outlasting(then: Callable[[], object]) -> bool:
+        thread = Thread(target=_outlast, args=(start, interrupts), daemon=True)
+        thread.start()
+        thread.join(0.5)
+        stayed = thread.is_alive()
+        then()
+        thread.join(5)
+        return stayed and not thread.is_alive()
+
+    assert outlasting(lambda: start.beat(0, 2))
+    assert outlasting(lambda: interrupts._take(SIGTERM, None))
+    interrupts.count = 0
+    assert outlasting(lambda: start.end(0, Ending("n1", 1)))
+    assert not outlasting(lambda: None)  # it had ended before
 
 
 def test_clocks_that_are_apart_are_said() -> None:

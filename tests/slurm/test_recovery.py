@@ -66,8 +66,10 @@ def test_a_dead_node_is_left_out_and_the_run_goes_on(cli: Cli, cluster: Cluster,
 
 
 def test_a_drained_node_is_left_after_a_save(cli: Cli, cluster: Cluster, trial: Path) -> None:
+    """However long that takes: what ``--signal`` says is meant for a time limit."""
     run = run_of(trial)
-    job = submit(cli, "-N", "2", *train(*SLOW), COUNTING_STEP_SECONDS="0.03")
+    slow = {"COUNTING_STEP_SECONDS": "0.03", "COUNTING_SAVE_SECONDS": "4"}
+    job = submit(cli, "-N", "2", "--signal=@2", *train("train.steps=300", "checkpoint.interval=1000"), **slow)
     wait_for(lambda: stepping(run), 60)
     cluster.run("scontrol", "update", "nodename=n1", "state=drain", "reason=health check: fan stuck")
     started_again(cluster, job, run)

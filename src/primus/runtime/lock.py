@@ -41,13 +41,13 @@ class Owner:
 
 
 class RunLock:
-    """The lock of a run directory, held from construction to ``release`` or death.
+    """The lock of a directory, its file `name`, held from construction to ``release`` or death.
 
     Raises RunDirectoryError naming the owner when another run holds it.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "lock"
+    def __init__(self, directory: Path, name: str = "lock") -> None:
+        self.path = directory / name
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.owner = Owner(socket.gethostname(), os.getpid(), uuid.uuid4().hex[:12], time.time())
         self._beaten = 0.0
@@ -148,6 +148,22 @@ def read_owner(path: Path) -> Owner | None:
     numbers, words = (owner.pid, owner.attempt, owner.nnodes), (owner.host, owner.token, owner.rdzv)
     ours = all(isinstance(number, int) for number in numbers) and all(isinstance(word, str) for word in words)
     return owner if ours and 0 < owner.pid < 1 << 31 and isinstance(owner.started, int | float) else None
+
+
+def held_here(path: Path) -> bool:
+    """Whether the RunLock `path` is held, where its owner can only be a process of this machine."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = read_owner(path)
+        return error.errno not in NO_LOCKS or (owner is not None and alive(owner.pid))
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _owner_soon(path: Path, patience: float = 1.0) -> Owner | None:

@@ -35,6 +35,10 @@ MEET_SECONDS = 90.0
 BEAT_SECONDS = 2.0
 LINGER_SECONDS = 15.0
 """After a failure, how long a node waits for the others to have ended too: the first to leave ends the job step."""
+LOST_SECONDS = 900.0
+"""How long it stays when node 0 is lost: Slurm may need its ``SlurmdTimeout``, 300 s by default, to notice."""
+LOST_AGAIN_SECONDS = 75
+"""To the next start then: Slurm's daemons on the other nodes first try to reach the lost one for a minute."""
 CLOCK_SECONDS = 5.0
 """Clocks that are further apart make times of different nodes misleading."""
 FIRST_PORT, PORTS = 20000, 10000
@@ -100,12 +104,15 @@ def run(directory: JobDirectory, node: Node, interrupts: Interrupts) -> int:
             else:
                 show(error, voice)
     start.end(node.rank, ending)
-    if ending.code == 0 or ending.code > 128:
-        if interrupts.count:
-            slurm_again.hasten(node.job, node.start)
-        return 0
-    _linger(start, node)
-    return ending.code
+    failed, seconds = 0 < ending.code <= 128, slurm_again.AGAIN_SECONDS
+    if failed:
+        _linger(start, node)
+        queued = directory.script.exists()  # only such a job is queued again
+        if queued and node.rank and _outlast(start, interrupts):
+            seconds = LOST_AGAIN_SECONDS
+    if interrupts.count:
+        slurm_again.hasten(node.job, node.start, seconds=seconds)
+    return ending.code if failed else 0
 
 
 def _share(directory: JobDirectory, start: Start, node: Node, interrupts: Interrupts) -> Ending:
@@ -205,6 +212,17 @@ def _linger(start: Start, node: Node) -> None:
     until = time.monotonic() + LINGER_SECONDS
     while len(start.endings(node.count)) < node.count and time.monotonic() < until:
         time.sleep(0.1)
+
+
+def _outlast(start: Start, interrupts: Interrupts) -> bool:
+    """If node 0 is lost, and with it the batch step, stay until the batch system takes the job from those that are
+    left: nobody else can see to an early start then. Returns whether it was lost."""
+    beat, until = start.beats(1), time.monotonic() + LOST_SECONDS
+    while not interrupts.count and time.monotonic() < until:
+        if start.beats(1) != beat or 0 in start.endings(1):
+            return False
+        time.sleep(0.2)
+    return 0 not in start.endings(1)
 
 
 def _quiet(log: Path) -> None:

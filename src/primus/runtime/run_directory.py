@@ -43,6 +43,22 @@ class Attempt:
     def plan(self) -> Path:
         return self.directory / "plan.json"
 
+    def lock(self, node: int) -> Path:
+        """What the launcher of a node holds."""
+        return self.directory / f"node-{node}.lock"
+
+    def claim(self, node: int) -> RunLock:
+        """Be the one launcher of a node. Raises RunDirectoryError: another is that, or the directory is unwritable."""
+        with _writing(self.directory):
+            try:
+                return RunLock(self.directory, self.lock(node).name)
+            except RunDirectoryError as error:
+                raise RunDirectoryError(
+                    f"this attempt has a node {node} already: {error.problems[0].message}",
+                    where=str(self.directory),
+                    remedy="give every node its own --node-rank, and each command once; or end that process",
+                ) from error
+
 
 class RunDirectory:
     """``path`` need not exist; nothing is written before ``claim``."""

@@ -69,22 +69,26 @@ def train(job: Job, gang: Gang | None = None) -> int:
 
 @contextmanager
 def _claimed(job: Job, gang: Gang | None) -> Iterator[RunLock]:
-    """The run directory's lock. A job that was queued again may find what a dead node left: that is waited out."""
-    until = time.monotonic() + (STALE_SECONDS + 5 if gang else 0)
+    """The run directory's lock."""
     with ExitStack() as stack:
-        while True:
-            try:
-                lock = stack.enter_context(job.directory.claim(say, job.remove_leftovers))
-                break
-            except RunDirectoryError:
-                if time.monotonic() > until or (gang and gang.interrupts.count):
-                    raise
-                time.sleep(1.0)
-        yield lock
+        yield _patiently(lambda: stack.enter_context(job.directory.claim(say, job.remove_leftovers)), gang)
+
+
+def _patiently(take: Callable[[], RunLock], gang: Gang | None) -> RunLock:
+    """A lock. A job that was queued again may find what a dead node left: that is waited out."""
+    until = time.monotonic() + (STALE_SECONDS + 5 if gang else 0)
+    while True:
+        try:
+            return take()
+        except RunDirectoryError:
+            if time.monotonic() > until or (gang and gang.interrupts.count):
+                raise
+            time.sleep(1.0)
 
 
 def _join(job: Job, python: str, gang: Gang | None) -> int:
     """A node other than the first: find the attempt that node 0 made and run this node's share of it."""
+    job.remove_leftovers()  # node 0 waits for them to end before it makes one
     if gang:
         found = gang.owner()
         if found is None:
@@ -143,9 +147,18 @@ def _supervise(job: Job, attempt: Attempt, command: Command, beat: Callable[[], 
     where = f" as node {node} of {topology.nnodes}" if topology.nnodes > 1 else ""
     tell(f"starting {ranks}{where}: attempt {attempt.number} in {job.directory.path}")
     monitor = monitoring.prepare(job.plan) if node == 0 else ""
-    supervisor = Supervisor(job.plan, attempt, beat, node, monitor)
-    with gang.interrupts if gang else Interrupts() as interrupts:
-        outcome = supervisor.run(command, environment(command.argv[0]), interrupts)
+    lock = _patiently(lambda: attempt.claim(node), gang)
+
+    def beats() -> None:
+        beat()
+        lock.beat()
+
+    try:
+        supervisor = Supervisor(job.plan, attempt, beats, node, monitor)
+        with gang.interrupts if gang else Interrupts() as interrupts:
+            outcome = supervisor.run(command, environment(command.argv[0]), interrupts)
+    finally:
+        lock.release()
     if gang:
         gang.outcome = outcome
     report = _report(job.directory.path) if node == 0 else None

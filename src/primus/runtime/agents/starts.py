@@ -38,14 +38,16 @@ class Starts:
             folder = self.directory / str(wanted)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / self.name).touch()
-            there = sum(name.startswith("node-") for name in os.listdir(folder))
-            if there == self.nnodes:
+            absent = {f"node-{rank}" for rank in range(self.nnodes)}.difference(os.listdir(folder))
+            if not absent:
                 break
             if time.monotonic() > until:
+                there = f"{self.nnodes - len(absent)} of {self.nnodes} nodes are here after {MEETING_SECONDS:.0f} s"
+                numbers = ", ".join(map(str, sorted(int(name.removeprefix("node-")) for name in absent)))
                 raise LaunchError(
-                    f"{there} of {self.nnodes} nodes are here after {MEETING_SECONDS:.0f} s",
+                    f"{there}; still missing: {numbers}",
                     where=str(folder),
-                    remedy="give the same command again on every node",
+                    remedy="give the same command again on every node, each with its own --node-rank",
                 )
             time.sleep(0.1)
         self.current = wanted

@@ -18,8 +18,9 @@ from primus.runtime.containers import engines
 from primus.runtime.containers.image_python import Image, mounts_of, of_here
 from primus.runtime.environments import get, import_path, locate, provide
 from primus.runtime.environments.ranks import check_backend, check_import_path, engine_mismatches
+from primus.runtime.lock import held_here
 from primus.runtime.processes import NODE, node_name
-from primus.runtime.run_directory import Attempt
+from primus.runtime.run_directory import Attempt, RunDirectory
 
 CACHES = ("HF_HOME",)
 """Variables that name a directory which the ranks may fill, beside ours."""
@@ -42,7 +43,11 @@ class Contained:
             name += f"-{node.node_rank}"  # nodes may share a machine
         inside = Inside(
             name=name,
-            labels={engines.RUN_LABEL: plan.run_directory, engines.ATTEMPT_LABEL: str(attempt.number)},
+            labels={
+                engines.RUN_LABEL: plan.run_directory,
+                engines.ATTEMPT_LABEL: str(attempt.number),
+                engines.NODE_LABEL: str(node.node_rank),
+            },
             directory=plan.run_directory,
             mounts=tuple(self._mounts(plan, command)),
             env={"PRIMUS_HOME": str(primus_home()), "HOME": "/tmp", "USER": self.host.user, NODE: node_name()},
@@ -53,8 +58,16 @@ class Contained:
         return render(container, self.host, command, inside, os.environ)
 
     def remove_leftovers(self, run_directory: Path) -> None:
-        """End what an earlier, killed launcher of this run may have left on this machine."""
-        engines.remove(self.host, engines.leftovers(self.host, run_directory))
+        """End what earlier, killed launchers of this run may have left on this machine, which several of its nodes may
+        share: a container whose launcher lives is none of it."""
+        run, left = RunDirectory(run_directory), []
+        for container in engines.of_run(self.host, run_directory):
+            labels = engines.labels(self.host, container) or {}
+            attempt, node = labels.get(engines.ATTEMPT_LABEL, ""), labels.get(engines.NODE_LABEL, "")
+            named = attempt.isdecimal() and node.isdecimal()
+            if not (named and held_here(run.attempt(int(attempt)).lock(int(node)))):
+                left.append(container)
+        engines.remove(self.host, left)
 
     def _mounts(self, plan: Plan, command: Command) -> Iterator[Mount]:
         for entry in command.env["PYTHONPATH"].split(os.pathsep):
@@ -91,11 +104,12 @@ def prepare(container: Container, plan: Plan) -> Contained:
     Raises LaunchError, or EnvironmentFault with what does not fit the plan: all before anything is started."""
     host = engines.examine(container)
     _check_paths(container, plan)
-    if container.name and engines.taken(host, container.name):
+    labels = engines.labels(host, container.name) if container.name else None
+    if labels is not None and labels.get(engines.RUN_LABEL) != plan.run_directory:  # our own ends, or is refused, later
         raise LaunchError(
             f"there is a container called {container.name} already",
             where="--name",
-            remedy=f"another name, or remove that one: {host.kind} rm {container.name}",
+            remedy=f"another name, or end and remove that one: {host.kind} rm --force {container.name}",
         )
     environment, backend = get(plan.environment), plan.experiment.backend
     image = Image(container, host)

@@ -3,11 +3,12 @@ started. Nothing here touches a container that does not carry our label."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ KINDS: tuple[Kind, ...] = ("docker", "podman", "apptainer")
 PATIENCE_SECONDS = 20.0
 """How long an engine may take to answer a question."""
 
-RUN_LABEL, ATTEMPT_LABEL = "primus.run", "primus.attempt"
+RUN_LABEL, ATTEMPT_LABEL, NODE_LABEL = "primus.run", "primus.attempt", "primus.node"
 
 REFUSED = 125
 """Exit code of ``docker run`` and ``podman run`` when it was not the command that failed."""
@@ -147,12 +148,15 @@ def _remedy_for_daemon(kind: Kind, words: str) -> str:
     return f"`{kind} info` says more"
 
 
-def taken(host: Host, name: str) -> bool:
-    """Whether a container is called so, running or not."""
-    return host.kind != "apptainer" and ask(host.program, "container", "inspect", name).code == 0
+def labels(host: Host, container: str) -> Mapping[str, str] | None:
+    """Of a container, running or not, by name or id; None when there is none."""
+    if host.kind == "apptainer":
+        return None
+    found = ask(host.program, "container", "inspect", "--format", "{{json .Config.Labels}}", container)
+    return (json.loads(found.out) or {}) if found.code == 0 else None
 
 
-def leftovers(host: Host, run_directory: Path) -> list[str]:
+def of_run(host: Host, run_directory: Path) -> list[str]:
     """Containers of this engine that carry the label of `run_directory`, by id."""
     if host.kind == "apptainer":
         return []  # it has none: its containers are processes, and end with the agent

@@ -55,7 +55,7 @@ class Batch:
         self.start: Start = job.start(self.restarts)
         self.names = slurm_client.hostnames(os.environ["SLURM_JOB_NODELIST"])
         self.asked = ""
-        self.deadline = 0.0
+        self.deadline = 0.0  # of the time limit; a drain has none: the job of a node that drains may run on
         self.lost: dict[str, str] = {}
         self.signalled = False
         self._heard: list[tuple[str, float]] = [("", 0.0)] * len(self.names)
@@ -120,7 +120,6 @@ class Batch:
             if self.asked and not told:
                 told = True
                 say(f"{self.asked}: the run saves, and the job is queued again")
-                self.deadline = self.deadline or now + self.place.grace
                 process.send_signal(signal.SIGINT)
             if self.lost or (self.deadline and now > self.deadline):
                 process.terminate()  # srun ends the step at once
