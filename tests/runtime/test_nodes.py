@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from primus.errors import LaunchError
 from primus.events.follow import read_run
 from primus.runtime.agents import starts
 from primus.runtime.agents.agent import Task
+from primus.runtime.supervise import LAST_WORD_SECONDS
 
 
 def free_port() -> int:
@@ -66,7 +68,9 @@ def test_a_stop_reaches_the_ranks_of_its_own_node(cli: Cli, trial: Path) -> None
     wait_for((run_of(trial) / "attempts/1/events-rank0.jsonl").exists)
     wait_for(lambda: "step_done" in (run_of(trial) / "attempts/1/events-rank0.jsonl").read_text())
     both[1].send_signal(signal.SIGINT)
+    asked = time.monotonic()
     out, err = both[1].communicate(timeout=60)
+    assert time.monotonic() - asked < LAST_WORD_SECONDS
     assert both[1].returncode == 130, err
     assert "stopped after step" in out
     assert both[0].returncode is None or both[0].returncode == 0

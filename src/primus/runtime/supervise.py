@@ -47,6 +47,8 @@ a shared file system may remember for a minute, and a process that the kernel ho
 
 LAST_WORD_SECONDS = 20.0
 """On other nodes than the first, how long after the end of their ranks rank 0 may take to say how the run ended."""
+ASKED_WORD_SECONDS = 2.0
+"""The same where this node was asked to stop: whoever asked waits, and the answer hardly depends on it."""
 
 
 class Interrupts:
@@ -239,7 +241,8 @@ class Supervisor:
     def _hear_the_end(self, follower: Follower, console: Console, interrupts: Interrupts) -> None:
         """The ranks of this node are done. How the run ended is rank 0's to say, on another node: its word may come
         after they have left."""
-        story, until = self.story, time.monotonic() + LAST_WORD_SECONDS
+        patience = ASKED_WORD_SECONDS if interrupts.count else LAST_WORD_SECONDS
+        story, until = self.story, time.monotonic() + patience
         while not (story.ended or story.other_failed or story.other_stopped or interrupts.count > 1):
             if time.monotonic() > until or not self.attempt.logs.is_dir():
                 return
