@@ -8,9 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
 from command_line import Cli, unmeasured
-from fault_runs import INTERVAL, Direct, OnSlurm, curve, experiment, make_source
+from fault_runs import INTERVAL, OnSlurm, curve, experiment, unbroken
 from slurm_cluster import Cluster
 
 AHEAD = 172_800
@@ -44,18 +43,12 @@ int gettimeofday(struct timeval *seconds, void *zone) {{
 """The time of day of a process, ahead; files keep the file server's, and seconds are as long as elsewhere."""
 
 
-def test_a_run_is_killed_restarted_and_counted_all_the_same(
-    cli: Cli, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_killed_restarted_and_counted_all_the_same(cli: Cli, cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "clock.c").write_text(CLOCK)
     clock = tmp_path / "clock.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", clock, tmp_path / "clock.c"], check=True)
     cli.env = unmeasured(cli.env)
-    make_source(tmp_path / "source")
-    direct = Direct(cli)
-    whole = direct.start(experiment("whole", "torchtitan", tmp_path / "source", cli.home))
-    said = direct.wait(whole)
-    assert whole.history().status == "complete", said
+    whole = unbroken(cli, "torchtitan", tmp_path / "source")
     prolog = tmp_path / "prolog"
     prolog.write_text(f'#!/bin/sh\n[ "$SLURMD_NODENAME" = n2 ] && echo export LD_PRELOAD={clock} || true\n')
     prolog.chmod(0o755)
@@ -71,7 +64,7 @@ def test_a_run_is_killed_restarted_and_counted_all_the_same(
     assert history.status == "complete", said
     assert "the clocks of n2 and n1 are 2 d 00:00 h apart" in said
     assert "the processes are started again" in said
-    assert curve(history) == curve(whole.history())
+    assert curve(history) == whole
     assert history.goodput is not None
     assert history.goodput.useful > 0
     assert history.goodput.total < passed

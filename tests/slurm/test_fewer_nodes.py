@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Cli, unmeasured
-from fault_runs import INTERVAL, Direct, OnSlurm, curve, experiment, make_source
+from fault_runs import INTERVAL, OnSlurm, curve, experiment, unbroken
 from slurm_cluster import Cluster
 
 from primus.runtime.jobs import JobDirectory
@@ -14,11 +14,7 @@ from primus.runtime.jobs import JobDirectory
 
 def test_the_curve_is_that_of_all_nodes_within_rounding(cli: Cli, cluster: Cluster, tmp_path: Path) -> None:
     cli.env = unmeasured(cli.env)
-    make_source(tmp_path / "source")
-    direct = Direct(cli)
-    whole = direct.start(experiment("whole", "torchtitan", tmp_path / "source", cli.home))
-    said = direct.wait(whole)
-    assert whole.history().status == "complete", said
+    whole = unbroken(cli, "torchtitan", tmp_path / "source")
     slurm = OnSlurm(cli, cluster)
     file = experiment("fewer", "torchtitan", tmp_path / "source", cli.home)
     run = slurm.start(file, "parallel.data_shard=auto", "resilience.min_nodes=1")
@@ -31,6 +27,6 @@ def test_the_curve_is_that_of_all_nodes_within_rounding(cli: Cli, cluster: Clust
     record = JobDirectory(run.directory / "jobs" / "1").record()
     assert [entry["nodes"] for entry in record if entry["event"] == "started"] == [["n1", "n2"], ["n1"]], said
     assert [attempt.world_size for attempt in history.attempts] == [2, 1]
-    for (step, loss, norm), (_, wanted, wanted_norm) in zip(curve(history), curve(whole.history()), strict=True):
+    for (step, loss, norm), (_, wanted, wanted_norm) in zip(curve(history), whole, strict=True):
         assert loss == pytest.approx(wanted, rel=1e-5), step
         assert norm == pytest.approx(wanted_norm, rel=1e-3), step

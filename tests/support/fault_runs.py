@@ -178,6 +178,18 @@ class Direct:
         return "".join(self.cli.started[-1].communicate(timeout=PATIENCE))
 
 
+def unbroken(cli: Cli, engine: str, source: Path) -> Curve:
+    """The curve of a run to which nothing happens, on this machine. source: where ``make_source`` puts what it starts
+    from."""
+    make_source(source)
+    direct = Direct(cli)
+    run = direct.start(experiment("whole", engine, source, cli.home))
+    said = direct.wait(run)
+    history = run.history()
+    assert history.status == "complete", said
+    return curve(history)
+
+
 class OnSlurm:
     """Two nodes of a real Slurm, one process on each."""
 
